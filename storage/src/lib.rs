@@ -1,1 +1,3 @@
-//! Part of Ringway.
+//! Where Ringway keeps what it acknowledged: the journal (the commit point) and the views that follow it.
+
+pub mod seam;
