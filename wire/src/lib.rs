@@ -1,1 +1,7 @@
-//! Part of Ringway.
+//! What is said: WebSocket frames, HTTP heads, the client protocol and the mail between shards.
+//!
+//! Bytes in, values out. No sockets, no clock, no users.
+
+pub mod ids;
+pub mod mail;
+pub mod protocol;
