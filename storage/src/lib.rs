@@ -1,3 +1,3 @@
 //! Where Ringway keeps what it acknowledged: the journal (the commit point) and the views that follow it.
 
-pub mod seam;
+pub use storage_seam as seam;
