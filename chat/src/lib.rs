@@ -1,1 +1,3 @@
 //! Part of Ringway.
+
+pub mod wheel;
