@@ -1,1 +1,4 @@
-//! Part of Ringway.
+//! The process: configuration, shards, listeners, REST, authentication and metrics.
+
+pub mod auth;
+pub mod config;

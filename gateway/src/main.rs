@@ -1,0 +1,72 @@
+//! `ringway`: the command line. What the commands do is in `command/`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod command;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A self-hosted chat backend: WebSocket and REST, every acknowledged message kept.
+#[derive(Parser)]
+#[command(name = "ringway", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a token for a user and print it, and nothing else.
+    #[command(after_help = "Examples:\n  \
+        ringway token --data ringway-data --user 1\n  \
+        ringway token --data ringway-data --user 1 --device 7 --ttl 30d\n  \
+        ringway token --config ringway.toml --user 1      (signs with the file's first HS256 key)")]
+    Token(command::token::Arguments),
+    /// Show, check or document the configuration.
+    #[command(after_help = "Examples:\n  \
+        ringway config default > ringway.toml\n  \
+        ringway config check --config ringway.toml\n  \
+        ringway config doc")]
+    Config {
+        #[command(subcommand)]
+        what: ConfigCommand,
+    },
+    /// Print the version with the facts of this build.
+    #[command(after_help = "Examples:\n  ringway version")]
+    Version,
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Print a file with every setting at its default.
+    Default,
+    /// Read a file and the environment, and say whether they are right.
+    Check {
+        /// The file.
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Print the reference, as docs/configuration.md has it.
+    Doc,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Token(arguments) => command::token::run(&arguments),
+        Command::Config { what: ConfigCommand::Default } => command::print(&gateway::config::default_toml()),
+        Command::Config { what: ConfigCommand::Doc } => command::print(&gateway::config::reference()),
+        Command::Config { what: ConfigCommand::Check { config } } => command::check_config(&config),
+        Command::Version => command::version(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(command::Failure(sentence)) => {
+            eprintln!("ringway: {sentence}");
+            ExitCode::FAILURE
+        }
+    }
+}
