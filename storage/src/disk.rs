@@ -33,7 +33,7 @@ impl From<std::io::Error> for DiskError {
 /// One directory on one device. Offsets and lengths are multiples of [`BLOCK_BYTES`].
 pub trait Disk {
     /// An open file.
-    type File;
+    type File: std::fmt::Debug;
 
     /// Makes an empty file of this length, its room reserved, and replaces any file of that name.
     fn create(&mut self, name: &str, bytes: u64) -> Result<Self::File, DiskError>;
@@ -48,7 +48,8 @@ pub trait Disk {
     /// Writes all of `bytes`, or says why not; then any part of them may have been written.
     fn write_at(&mut self, file: &Self::File, offset: u64, bytes: &[u8]) -> Result<(), DiskError>;
     /// Fills `into`; a file that ends before is an error.
-    fn read_at(&mut self, file: &Self::File, offset: u64, into: &mut [u8]) -> Result<(), DiskError>;
+    fn read_at(&mut self, file: &Self::File, offset: u64, into: &mut [u8])
+    -> Result<(), DiskError>;
     /// Makes the file's content durable. After an error nothing is known about what was written.
     fn sync(&mut self, file: &Self::File) -> Result<(), DiskError>;
     /// Makes names durable: what was created, renamed or removed.

@@ -2,4 +2,10 @@
 
 pub use storage_seam as seam;
 
+pub mod disk;
+pub mod journal;
+pub mod planted;
+pub mod recovery;
+pub mod segment;
+pub mod sim_disk;
 pub mod views;
