@@ -48,8 +48,7 @@ pub trait Disk {
     /// Writes all of `bytes`, or says why not; then any part of them may have been written.
     fn write_at(&mut self, file: &Self::File, offset: u64, bytes: &[u8]) -> Result<(), DiskError>;
     /// Fills `into`; a file that ends before is an error.
-    fn read_at(&mut self, file: &Self::File, offset: u64, into: &mut [u8])
-    -> Result<(), DiskError>;
+    fn read_at(&mut self, file: &Self::File, offset: u64, into: &mut [u8]) -> Result<(), DiskError>;
     /// Makes the file's content durable. After an error nothing is known about what was written.
     fn sync(&mut self, file: &Self::File) -> Result<(), DiskError>;
     /// Makes names durable: what was created, renamed or removed.

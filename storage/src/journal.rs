@@ -8,9 +8,9 @@ use std::collections::VecDeque;
 use crate::disk::{BLOCK_BYTES, Disk, DiskError};
 use crate::seam::{AppendGroup, Epoch, Lsn, Outcome, Part, Position, Refusal, Slot};
 use crate::segment::{
-    BATCH_HEADER_BYTES, BatchHeader, BatchKind, CHECKPOINT_RECORD_BYTES, CheckpointMark,
-    FIRST_BATCH_OFFSET, Identity, PART_BYTES, PartEntry, SLOTS, SegmentHeader, SlotState,
-    TABLE_BYTES, blocks, encode_table, position, segment_name, segment_of, spare_name,
+    BATCH_HEADER_BYTES, BatchHeader, BatchKind, CHECKPOINT_RECORD_BYTES, CheckpointMark, FIRST_BATCH_OFFSET, Identity,
+    PART_BYTES, PartEntry, SLOTS, SegmentHeader, SlotState, TABLE_BYTES, blocks, encode_table, position, segment_name,
+    segment_of, spare_name,
 };
 
 /// Limits of a journal.
@@ -24,18 +24,13 @@ pub struct JournalConfig {
 
 impl Default for JournalConfig {
     fn default() -> JournalConfig {
-        JournalConfig {
-            segment_bytes: 64 << 20,
-            spares_max: 1,
-        }
+        JournalConfig { segment_bytes: 64 << 20, spares_max: 1 }
     }
 }
 
 /// A sync failed. What the disk holds is unknown and must be read again by a new process: abort.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "sync of {file} failed: {error}; the process must not go on, recovery will read what is on disk"
-)]
+#[error("sync of {file} failed: {error}; the process must not go on, recovery will read what is on disk")]
 pub struct SyncFailed {
     /// What was to be synced.
     pub file: String,
@@ -138,11 +133,7 @@ pub(crate) enum RollError {
 
 impl<D: Disk> Journal<D> {
     /// Goes on behind what recovery found, in a new segment: its header makes the boot epoch durable.
-    pub(crate) fn resume(
-        disk: &mut D,
-        config: JournalConfig,
-        mut found: Resume,
-    ) -> Result<Journal<D>, RollError> {
+    pub(crate) fn resume(disk: &mut D, config: JournalConfig, mut found: Resume) -> Result<Journal<D>, RollError> {
         for slot in &mut found.slots {
             slot.epoch = slot.epoch.max(found.epoch);
         }
@@ -215,64 +206,32 @@ impl<D: Disk> Journal<D> {
         let mut undo: Vec<(Slot, SlotState)> = Vec::new();
         let mut outcomes: Vec<Vec<Outcome>> = Vec::with_capacity(groups.len());
         for group in groups {
-            outcomes.push(
-                group
-                    .parts
-                    .iter()
-                    .map(|part| accept(&mut self.slots, part, &mut undo))
-                    .collect(),
-            );
+            outcomes.push(group.parts.iter().map(|part| accept(&mut self.slots, part, &mut undo)).collect());
         }
         if undo.is_empty() {
-            return Ok(Pending {
-                outcomes,
-                tail: None,
-                mark: None,
-                bytes: 0,
-            });
+            return Ok(Pending { outcomes, tail: None, mark: None, bytes: 0 });
         }
         self.fill_records(groups, &outcomes, undo.len());
         match self.write(disk, BatchKind::Records, undo.len() as u32, self.mark) {
-            Ok((tail, bytes)) => Ok(Pending {
-                outcomes,
-                tail: Some(tail),
-                mark: None,
-                bytes,
-            }),
+            Ok((tail, bytes)) => Ok(Pending { outcomes, tail: Some(tail), mark: None, bytes }),
             Err(RollError::Sync(failed)) => Err(failed),
             Err(RollError::Disk(error)) => {
                 let refusal = refusal(&error);
                 for (slot, state) in undo.into_iter().rev() {
                     self.slots[slot as usize] = state;
                 }
-                for outcome in outcomes
-                    .iter_mut()
-                    .flatten()
-                    .filter(|outcome| **outcome == Outcome::Committed)
-                {
+                for outcome in outcomes.iter_mut().flatten().filter(|outcome| **outcome == Outcome::Committed) {
                     *outcome = Outcome::Refused(refusal);
                 }
-                Ok(Pending {
-                    outcomes,
-                    tail: None,
-                    mark: None,
-                    bytes: 0,
-                })
+                Ok(Pending { outcomes, tail: None, mark: None, bytes: 0 })
             }
         }
     }
 
     /// Second phase: syncs, and returns an outcome per part of each group given to [`Journal::begin`].
-    pub fn commit(
-        &mut self,
-        disk: &mut D,
-        pending: Pending,
-    ) -> Result<Vec<Vec<Outcome>>, SyncFailed> {
+    pub fn commit(&mut self, disk: &mut D, pending: Pending) -> Result<Vec<Vec<Outcome>>, SyncFailed> {
         if let Some(tail) = pending.tail {
-            disk.sync(&self.file).map_err(|error| SyncFailed {
-                file: segment_name(self.tail.segment),
-                error,
-            })?;
+            disk.sync(&self.file).map_err(|error| SyncFailed { file: segment_name(self.tail.segment), error })?;
             self.in_flight = false;
             self.tail = tail;
             self.bytes_total += pending.bytes;
@@ -286,11 +245,7 @@ impl<D: Disk> Journal<D> {
     /// The state up to which a checkpoint that begins now will reach.
     pub fn freeze(&self) -> Frozen {
         assert!(!self.in_flight, "a checkpoint begins between batches");
-        Frozen {
-            position: self.position(),
-            slots: self.slots.clone(),
-            bytes_total: self.bytes_total,
-        }
+        Frozen { position: self.position(), slots: self.slots.clone(), bytes_total: self.bytes_total }
     }
 
     /// Commits the record of a checkpoint that the views have made durable.
@@ -308,24 +263,12 @@ impl<D: Disk> Journal<D> {
         self.buffer.resize(BATCH_HEADER_BYTES + TABLE_BYTES, 0);
         encode_table(&frozen.slots, &mut self.buffer[BATCH_HEADER_BYTES..]);
         // Its own place is filled in by `write`, which knows it after a roll.
-        let mark = CheckpointMark {
-            number,
-            position: frozen.position,
-            record: 0,
-        };
+        let mark = CheckpointMark { number, position: frozen.position, record: 0 };
         match self.write(disk, BatchKind::Checkpoint, 0, mark) {
             Ok((tail, bytes)) => {
                 let record = position(self.tail.segment, self.tail.offset);
                 let mark = CheckpointMark { record, ..mark };
-                self.commit(
-                    disk,
-                    Pending {
-                        outcomes: Vec::new(),
-                        tail: Some(tail),
-                        mark: Some(mark),
-                        bytes,
-                    },
-                )?;
+                self.commit(disk, Pending { outcomes: Vec::new(), tail: Some(tail), mark: Some(mark), bytes })?;
                 self.bytes_total_at_mark = frozen.bytes_total;
                 Ok(None)
             }
@@ -348,10 +291,7 @@ impl<D: Disk> Journal<D> {
         }
         if removed > 0 {
             // Before a spare is written to: else its old name could come back with a new content.
-            disk.sync_directory().map_err(|error| SyncFailed {
-                file: "the journal directory".into(),
-                error,
-            })?;
+            disk.sync_directory().map_err(|error| SyncFailed { file: "the journal directory".into(), error })?;
         }
         Ok(removed)
     }
@@ -380,9 +320,7 @@ impl<D: Disk> Journal<D> {
         let file = disk.open(name).ok()?;
         let length = disk.length(&file);
         disk.close(file);
-        length
-            .ok()
-            .filter(|&length| length == self.config.segment_bytes)
+        length.ok().filter(|&length| length == self.config.segment_bytes)
     }
 
     fn fill_records(&mut self, groups: &[AppendGroup], outcomes: &[Vec<Outcome>], accepted: usize) {
@@ -391,17 +329,10 @@ impl<D: Disk> Journal<D> {
         buffer.resize(BATCH_HEADER_BYTES + accepted * PART_BYTES, 0);
         let mut entry = BATCH_HEADER_BYTES;
         for (group, outcomes) in groups.iter().zip(outcomes) {
-            for (part, _) in group
-                .parts
-                .iter()
-                .zip(outcomes)
-                .filter(|(_, o)| **o == Outcome::Committed)
-            {
+            for (part, _) in group.parts.iter().zip(outcomes).filter(|(_, o)| **o == Outcome::Committed) {
                 PartEntry::of(part).encode(&mut buffer[entry..entry + PART_BYTES]);
                 entry += PART_BYTES;
-                buffer.extend_from_slice(
-                    &group.bytes[part.bytes.start as usize..part.bytes.end as usize],
-                );
+                buffer.extend_from_slice(&group.bytes[part.bytes.start as usize..part.bytes.end as usize]);
             }
         }
     }
@@ -437,8 +368,7 @@ impl<D: Disk> Journal<D> {
             checksum: 0,
         };
         header.encode(self.identity.store_key, &mut self.buffer);
-        disk.write_at(&self.file, u64::from(self.tail.offset), &self.buffer)
-            .map_err(RollError::Disk)?;
+        disk.write_at(&self.file, u64::from(self.tail.offset), &self.buffer).map_err(RollError::Disk)?;
         self.in_flight = true;
         let tail = Tail {
             segment: self.tail.segment,
@@ -452,11 +382,7 @@ impl<D: Disk> Journal<D> {
     /// Begins a new segment if the batch does not fit. The last room of a segment is for a checkpoint:
     /// on a full disk it is what lets old segments go.
     fn make_room(&mut self, disk: &mut D, kind: BatchKind, stored: u64) -> Result<(), RollError> {
-        let reserve = if kind == BatchKind::Checkpoint {
-            0
-        } else {
-            CHECKPOINT_RECORD_BYTES
-        };
+        let reserve = if kind == BatchKind::Checkpoint { 0 } else { CHECKPOINT_RECORD_BYTES };
         if u64::from(self.tail.offset) + stored + reserve <= self.segment_length {
             return Ok(());
         }
@@ -494,10 +420,8 @@ fn make_segment<D: Disk>(
     found: &mut Resume,
     bytes_needed: u64,
 ) -> Result<MadeSegment<D::File>, RollError> {
-    let length = (config
-        .segment_bytes
-        .max(bytes_needed + u64::from(FIRST_BATCH_OFFSET)))
-    .next_multiple_of(BLOCK_BYTES as u64);
+    let length =
+        (config.segment_bytes.max(bytes_needed + u64::from(FIRST_BATCH_OFFSET))).next_multiple_of(BLOCK_BYTES as u64);
     let number = found.tail.segment + 1;
     let name = segment_name(number);
     let new_name = format!("{name}.new");
@@ -509,14 +433,9 @@ fn make_segment<D: Disk>(
         previous_checksum: found.tail.checksum,
         checkpoint: found.mark,
     };
-    let file = match found
-        .spares
-        .iter()
-        .position(|&(_, spare_length)| spare_length == length)
-    {
+    let file = match found.spares.iter().position(|&(_, spare_length)| spare_length == length) {
         Some(index) => {
-            disk.rename(&found.spares[index].0, &new_name)
-                .map_err(RollError::Disk)?;
+            disk.rename(&found.spares[index].0, &new_name).map_err(RollError::Disk)?;
             found.spares.remove(index);
             disk.open(&new_name)
         }
@@ -531,23 +450,14 @@ fn make_segment<D: Disk>(
         let _ = disk.remove(&new_name);
         return Err(RollError::Disk(error));
     }
-    let failed = |error: DiskError| {
-        RollError::Sync(SyncFailed {
-            file: name.clone(),
-            error,
-        })
-    };
+    let failed = |error: DiskError| RollError::Sync(SyncFailed { file: name.clone(), error });
     disk.sync(&file).map_err(failed)?;
     disk.rename(&new_name, &name).map_err(RollError::Disk)?;
     disk.sync_directory().map_err(failed)?;
     if found.tail.segment > 0 {
         found.segments.push_back(found.tail.segment);
     }
-    let tail = Tail {
-        segment: number,
-        offset: FIRST_BATCH_OFFSET,
-        ..found.tail
-    };
+    let tail = Tail { segment: number, offset: FIRST_BATCH_OFFSET, ..found.tail };
     Ok(MadeSegment { file, length, tail })
 }
 
@@ -562,10 +472,7 @@ fn accept(slots: &mut [SlotState], part: &Part, undo: &mut Vec<(Slot, SlotState)
         return Outcome::Conflict;
     }
     undo.push((part.slot, *state));
-    *state = SlotState {
-        epoch: part.epoch,
-        next_lsn: state.next_lsn + u64::from(part.records),
-    };
+    *state = SlotState { epoch: part.epoch, next_lsn: state.next_lsn + u64::from(part.records) };
     Outcome::Committed
 }
 

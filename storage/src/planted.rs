@@ -15,19 +15,11 @@ pub struct Planted {
 
 impl Planted {
     /// No bugs.
-    pub const NONE: Planted = Planted {
-        serve_unsynced: false,
-        stale_tail: false,
-        checkpoint_ahead: false,
-    };
+    pub const NONE: Planted = Planted { serve_unsynced: false, stale_tail: false, checkpoint_ahead: false };
 
     /// `self` with the feature, [`Planted::NONE`] without it.
     #[must_use]
     pub fn effective(self) -> Planted {
-        if cfg!(feature = "planted-bugs") {
-            self
-        } else {
-            Planted::NONE
-        }
+        if cfg!(feature = "planted-bugs") { self } else { Planted::NONE }
     }
 }

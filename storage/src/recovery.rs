@@ -10,9 +10,9 @@ use crate::journal::{Journal, JournalConfig, Resume, RollError, SyncFailed, Tail
 use crate::planted::Planted;
 use crate::seam::{AppendGroup, Epoch, Part, Position};
 use crate::segment::{
-    BATCH_HEADER_BYTES, BatchHeader, BatchKind, CheckpointMark, FIRST_BATCH_OFFSET, FormatError,
-    Identity, PART_BYTES, PartEntry, SLOTS, SegmentHeader, SlotState, TABLE_BYTES, blocks,
-    decode_table, position, segment_name, segment_number, segment_of,
+    BATCH_HEADER_BYTES, BatchHeader, BatchKind, CheckpointMark, FIRST_BATCH_OFFSET, FormatError, Identity, PART_BYTES,
+    PartEntry, SLOTS, SegmentHeader, SlotState, TABLE_BYTES, blocks, decode_table, position, segment_name,
+    segment_number, segment_of,
 };
 
 const IDENTITY_FILE: &str = "identity";
@@ -31,9 +31,7 @@ pub enum OpenError {
         error: DiskError,
     },
     /// Written by a newer version of the program.
-    #[error(
-        "journal/{file} has format version {version}, which this version of Ringway can not read"
-    )]
+    #[error("journal/{file} has format version {version}, which this version of Ringway can not read")]
     Newer {
         /// The file.
         file: String,
@@ -87,11 +85,7 @@ impl RecoveredBatch {
                 records: entry.records,
                 bytes: 0..entry.bytes,
             };
-            AppendGroup {
-                ticket: 0,
-                parts: vec![part],
-                bytes,
-            }
+            AppendGroup { ticket: 0, parts: vec![part], bytes }
         })
     }
 }
@@ -153,20 +147,11 @@ pub struct Opened<D: Disk> {
 }
 
 /// Makes an empty journal. The identity is written last: without it there is no store.
-pub fn create<D: Disk>(
-    disk: &mut D,
-    config: JournalConfig,
-    identity: Identity,
-) -> Result<Opened<D>, OpenError> {
+pub fn create<D: Disk>(disk: &mut D, config: JournalConfig, identity: Identity) -> Result<Opened<D>, OpenError> {
     let start = Resume {
         identity,
         epoch: 1,
-        tail: Tail {
-            segment: 0,
-            offset: 0,
-            number: 1,
-            checksum: 0,
-        },
+        tail: Tail { segment: 0, offset: 0, number: 1, checksum: 0 },
         slots: vec![SlotState::default(); SLOTS],
         mark: CheckpointMark::default(),
         segments: VecDeque::new(),
@@ -175,25 +160,17 @@ pub fn create<D: Disk>(
     };
     let journal = Journal::resume(disk, config, start)?;
     write_identity(disk, identity)?;
-    Ok(Opened {
-        journal,
-        recovered: Vec::new(),
-    })
+    Ok(Opened { journal, recovered: Vec::new() })
 }
 
 /// Replaces the identity file; `ringway storage restore` renews the generation with it.
 pub fn write_identity<D: Disk>(disk: &mut D, identity: Identity) -> Result<(), OpenError> {
-    let failed = |error| OpenError::Disk {
-        file: IDENTITY_FILE.into(),
-        error,
-    };
+    let failed = |error| OpenError::Disk { file: IDENTITY_FILE.into(), error };
     let new = format!("{IDENTITY_FILE}.new");
     let mut block = vec![0; BLOCK_BYTES];
     identity.encode(&mut block);
     let file = disk.create(&new, BLOCK_BYTES as u64).map_err(failed)?;
-    let written = disk
-        .write_at(&file, 0, &block)
-        .and_then(|()| disk.sync(&file));
+    let written = disk.write_at(&file, 0, &block).and_then(|()| disk.sync(&file));
     disk.close(file);
     written.map_err(failed)?;
     disk.rename(&new, IDENTITY_FILE).map_err(failed)?;
@@ -202,10 +179,7 @@ pub fn write_identity<D: Disk>(disk: &mut D, identity: Identity) -> Result<(), O
 
 /// Reads the whole journal. `Ok(None)`: there is none, and [`create`] may make one.
 pub fn scan<D: Disk>(disk: &mut D, planted: Planted) -> Result<Option<Scan>, OpenError> {
-    let names = disk.list().map_err(|error| OpenError::Disk {
-        file: String::new(),
-        error,
-    })?;
+    let names = disk.list().map_err(|error| OpenError::Disk { file: String::new(), error })?;
     if !names.iter().any(|name| name == IDENTITY_FILE) {
         refuse_orphans(disk, &names)?;
         return Ok(None);
@@ -276,31 +250,19 @@ pub fn resume<D: Disk>(
     planted: Planted,
 ) -> Result<Opened<D>, OpenError> {
     let last = segment_name(scan.tail.segment);
-    let failed = |error| OpenError::Disk {
-        file: last.clone(),
-        error,
-    };
+    let failed = |error| OpenError::Disk { file: last.clone(), error };
     if !planted.serve_unsynced {
         let file = disk.open(&last).map_err(failed)?;
-        let sync = |disk: &mut D| {
-            disk.sync(&file).map_err(|error| SyncFailed {
-                file: last.clone(),
-                error,
-            })
-        };
+        let sync = |disk: &mut D| disk.sync(&file).map_err(|error| SyncFailed { file: last.clone(), error });
         sync(disk)?;
         if u64::from(scan.tail.offset) < scan.tail_length {
-            disk.truncate(&file, u64::from(scan.tail.offset))
-                .map_err(failed)?;
+            disk.truncate(&file, u64::from(scan.tail.offset)).map_err(failed)?;
             sync(disk)?;
         }
         disk.close(file);
     }
     for name in &scan.leftovers {
-        disk.remove(name).map_err(|error| OpenError::Disk {
-            file: name.clone(),
-            error,
-        })?;
+        disk.remove(name).map_err(|error| OpenError::Disk { file: name.clone(), error })?;
     }
     let mut segments: VecDeque<u32> = scan.segments.into();
     segments.pop_back();
@@ -315,18 +277,11 @@ pub fn resume<D: Disk>(
         bytes_since_checkpoint: scan.bytes_since_checkpoint,
     };
     let journal = Journal::resume(disk, config, found)?;
-    Ok(Opened {
-        journal,
-        recovered: scan.batches,
-    })
+    Ok(Opened { journal, recovered: scan.batches })
 }
 
 /// [`scan`] and [`resume`], or [`create`] with `fresh` if there is no journal.
-pub fn open<D: Disk>(
-    disk: &mut D,
-    config: JournalConfig,
-    fresh: Identity,
-) -> Result<Opened<D>, OpenError> {
+pub fn open<D: Disk>(disk: &mut D, config: JournalConfig, fresh: Identity) -> Result<Opened<D>, OpenError> {
     match scan(disk, Planted::NONE)? {
         Some(found) => resume(disk, config, found, Planted::NONE),
         None => create(disk, config, fresh),
@@ -344,16 +299,9 @@ struct Segment<F> {
 }
 
 impl<F> Segment<F> {
-    fn open<D: Disk<File = F>>(
-        disk: &mut D,
-        store_key: u64,
-        number: u32,
-    ) -> Result<Segment<F>, OpenError> {
+    fn open<D: Disk<File = F>>(disk: &mut D, store_key: u64, number: u32) -> Result<Segment<F>, OpenError> {
         let name = segment_name(number);
-        let failed = |error| OpenError::Disk {
-            file: name.clone(),
-            error,
-        };
+        let failed = |error| OpenError::Disk { file: name.clone(), error };
         let file = disk.open(&name).map_err(failed)?;
         let length = disk.length(&file).map_err(failed)?;
         if length < BLOCK_BYTES as u64 {
@@ -364,47 +312,26 @@ impl<F> Segment<F> {
         let header = match SegmentHeader::decode(store_key, &block) {
             Ok(header) if header.number == number => header,
             Ok(header) => {
-                return Err(damaged(
-                    &name,
-                    0,
-                    format!("its header says segment {}", header.number),
-                ));
+                return Err(damaged(&name, 0, format!("its header says segment {}", header.number)));
             }
             Err(FormatError::Newer(version)) => {
-                return Err(OpenError::Newer {
-                    file: name,
-                    version,
-                });
+                return Err(OpenError::Newer { file: name, version });
             }
             Err(FormatError::Invalid) => {
                 return Err(damaged(&name, 0, "the segment's header is not valid"));
             }
         };
-        Ok(Segment {
-            name,
-            file,
-            length,
-            header,
-            window: Vec::new(),
-            window_start: 0,
-        })
+        Ok(Segment { name, file, length, header, window: Vec::new(), window_start: 0 })
     }
 
     /// `bytes` from `offset` on; `None` if the file ends before.
-    fn get<D: Disk<File = F>>(
-        &mut self,
-        disk: &mut D,
-        offset: u64,
-        bytes: usize,
-    ) -> Result<Option<&[u8]>, OpenError> {
+    fn get<D: Disk<File = F>>(&mut self, disk: &mut D, offset: u64, bytes: usize) -> Result<Option<&[u8]>, OpenError> {
         let end = offset + bytes as u64;
         if end > self.length {
             return Ok(None);
         }
         if offset < self.window_start || end > self.window_start + self.window.len() as u64 {
-            let whole = blocks(bytes)
-                .max(WINDOW_BYTES)
-                .min((self.length - offset) as usize);
+            let whole = blocks(bytes).max(WINDOW_BYTES).min((self.length - offset) as usize);
             // A file whose length is no multiple of a block was cut by someone else; its last part is no batch.
             let whole = if whole < blocks(bytes) {
                 return Ok(None);
@@ -415,10 +342,7 @@ impl<F> Segment<F> {
             self.window_start = offset;
             if let Err(error) = disk.read_at(&self.file, offset, &mut self.window) {
                 self.window.clear();
-                return Err(OpenError::Disk {
-                    file: self.name.clone(),
-                    error,
-                });
+                return Err(OpenError::Disk { file: self.name.clone(), error });
             }
         }
         let start = (offset - self.window_start) as usize;
@@ -464,24 +388,15 @@ impl Walk {
         if u64::from(self.tail.offset) == end {
             return Ok(());
         }
-        Err(damaged(
-            &segment.name,
-            end,
-            "a batch reaches over the end that the next segment names",
-        ))
+        Err(damaged(&segment.name, end, "a batch reaches over the end that the next segment names"))
     }
 
     /// Checks that a segment continues what was read so far.
     fn enter<F>(&mut self, segment: &Segment<F>) -> Result<(), OpenError> {
         let header = segment.header;
-        let continues = header.first_batch == self.tail.number
-            && header.previous_checksum == self.tail.checksum;
+        let continues = header.first_batch == self.tail.number && header.previous_checksum == self.tail.checksum;
         if !continues || header.epoch < self.epoch {
-            return Err(damaged(
-                &segment.name,
-                0,
-                "the segment does not continue the one before it",
-            ));
+            return Err(damaged(&segment.name, 0, "the segment does not continue the one before it"));
         }
         self.epoch = header.epoch;
         self.mark_claimed = self.mark_claimed.max(header.checkpoint.number);
@@ -528,17 +443,11 @@ impl Walk {
             return None;
         }
         let here = position(self.tail.segment, self.tail.offset);
-        let fits = header.position == here
-            && header.epoch == self.epoch
-            && header.number == self.tail.number;
+        let fits = header.position == here && header.epoch == self.epoch && header.number == self.tail.number;
         if !fits {
-            return Some(format!(
-                "a batch of another place or time, number {}",
-                header.number
-            ));
+            return Some(format!("a batch of another place or time, number {}", header.number));
         }
-        (header.previous_checksum != self.tail.checksum)
-            .then(|| "the chain of checksums is broken".into())
+        (header.previous_checksum != self.tail.checksum).then(|| "the chain of checksums is broken".into())
     }
 
     fn take(&mut self, header: &BatchHeader, body: &[u8]) {
@@ -550,19 +459,13 @@ impl Walk {
         self.sizes.push((here, header.stored_bytes()));
         match header.kind {
             BatchKind::Records => {
-                self.batches.push(RecoveredBatch {
-                    position: here,
-                    parts: header.parts as usize,
-                    body: body.to_vec(),
-                });
+                self.batches.push(RecoveredBatch { position: here, parts: header.parts as usize, body: body.to_vec() });
             }
             BatchKind::Checkpoint => {
                 self.mark = header.checkpoint;
                 self.slots = decode_table(body);
-                self.batches
-                    .retain(|batch| batch.position >= header.checkpoint.position);
-                self.sizes
-                    .retain(|&(place, _)| place >= header.checkpoint.position);
+                self.batches.retain(|batch| batch.position >= header.checkpoint.position);
+                self.sizes.retain(|&(place, _)| place >= header.checkpoint.position);
             }
         }
     }
@@ -583,11 +486,7 @@ impl Walk {
                 && header.number > self.tail.number
             {
                 // It was written after everything before it had been synced.
-                return Err(damaged(
-                    &segment.name,
-                    cut,
-                    format!("{what}, but batch {} follows", header.number),
-                ));
+                return Err(damaged(&segment.name, cut, format!("{what}, but batch {} follows", header.number)));
             }
             offset += BLOCK_BYTES as u64;
         }
@@ -604,11 +503,7 @@ impl Walk {
             let what = format!("the record of checkpoint {} is missing", self.mark_claimed);
             return Err(damaged(&name, 0, what));
         }
-        let begins = if self.mark.number == 0 {
-            1
-        } else {
-            segment_of(self.mark.position)
-        };
+        let begins = if self.mark.number == 0 { 1 } else { segment_of(self.mark.position) };
         if first_segment > begins {
             let what = format!("segments {begins} to {} are missing", first_segment - 1);
             return Err(damaged(&segment_name(begins), 0, what));
@@ -625,16 +520,10 @@ impl Walk {
                 let continues = part.first_lsn == state.next_lsn && part.epoch >= state.epoch;
                 if !continues && !self.planted.stale_tail {
                     let (segment, offset) = (segment_of(batch.position), batch.position as u32);
-                    let what = format!(
-                        "slot {} does not continue at LSN {}",
-                        part.slot, state.next_lsn
-                    );
+                    let what = format!("slot {} does not continue at LSN {}", part.slot, state.next_lsn);
                     return Err(damaged(&segment_name(segment), u64::from(offset), what));
                 }
-                *state = SlotState {
-                    epoch: part.epoch,
-                    next_lsn: part.first_lsn + u64::from(part.records),
-                };
+                *state = SlotState { epoch: part.epoch, next_lsn: part.first_lsn + u64::from(part.records) };
             }
         }
         Ok(())
@@ -647,33 +536,23 @@ fn body_is_whole(header: &BatchHeader, body: &[u8]) -> bool {
         return body.len() == TABLE_BYTES;
     }
     let parts = header.parts as usize;
-    let Some(table_bytes) = parts
-        .checked_mul(PART_BYTES)
-        .filter(|&bytes| bytes <= body.len())
-    else {
+    let Some(table_bytes) = parts.checked_mul(PART_BYTES).filter(|&bytes| bytes <= body.len()) else {
         return false;
     };
     let entries = (0..parts).map(|index| PartEntry::decode(body, index));
     let slots_exist = entries.clone().all(|entry| (entry.slot as usize) < SLOTS);
-    slots_exist
-        && entries.map(|entry| entry.bytes as usize).sum::<usize>() == body.len() - table_bytes
+    slots_exist && entries.map(|entry| entry.bytes as usize).sum::<usize>() == body.len() - table_bytes
 }
 
 fn read_identity<D: Disk>(disk: &mut D) -> Result<Identity, OpenError> {
-    let failed = |error| OpenError::Disk {
-        file: IDENTITY_FILE.into(),
-        error,
-    };
+    let failed = |error| OpenError::Disk { file: IDENTITY_FILE.into(), error };
     let file = disk.open(IDENTITY_FILE).map_err(failed)?;
     let mut block = vec![0; BLOCK_BYTES];
     let read = disk.read_at(&file, 0, &mut block);
     disk.close(file);
     read.map_err(failed)?;
     Identity::decode(&block).map_err(|error| match error {
-        FormatError::Newer(version) => OpenError::Newer {
-            file: IDENTITY_FILE.into(),
-            version,
-        },
+        FormatError::Newer(version) => OpenError::Newer { file: IDENTITY_FILE.into(), version },
         FormatError::Invalid => damaged(IDENTITY_FILE, 0, error.to_string()),
     })
 }
@@ -681,10 +560,7 @@ fn read_identity<D: Disk>(disk: &mut D) -> Result<Identity, OpenError> {
 /// Without an identity, only what a crash during creation leaves behind may be there: no batch.
 fn refuse_orphans<D: Disk>(disk: &mut D, names: &[String]) -> Result<(), OpenError> {
     for name in names.iter().filter(|name| segment_number(name).is_some()) {
-        let failed = |error| OpenError::Disk {
-            file: name.clone(),
-            error,
-        };
+        let failed = |error| OpenError::Disk { file: name.clone(), error };
         let file = disk.open(name).map_err(failed)?;
         let mut block = vec![0; BLOCK_BYTES];
         // One that is too short for a batch has none.
@@ -700,14 +576,9 @@ fn refuse_orphans<D: Disk>(disk: &mut D, names: &[String]) -> Result<(), OpenErr
 
 /// The segments numbered without a gap up to the highest, and the names that count for nothing.
 fn sort_names(names: &[String]) -> (Vec<u32>, Vec<String>) {
-    let mut numbers: Vec<u32> = names
-        .iter()
-        .filter_map(|name| segment_number(name))
-        .collect();
+    let mut numbers: Vec<u32> = names.iter().filter_map(|name| segment_number(name)).collect();
     numbers.sort_unstable();
-    let gap = (1..numbers.len())
-        .rev()
-        .find(|&index| numbers[index] != numbers[index - 1] + 1);
+    let gap = (1..numbers.len()).rev().find(|&index| numbers[index] != numbers[index - 1] + 1);
     let counted = numbers.split_off(gap.unwrap_or(0));
     // Below a gap lies what was removed, and whose removal a power cut undid. A gap that is damage
     // shows when the checkpoint turns out to lie below it.
@@ -731,11 +602,7 @@ fn spares<D: Disk>(disk: &mut D, names: &[String]) -> Vec<(String, u64)> {
 }
 
 fn damaged(file: &str, offset: u64, what: impl Into<String>) -> OpenError {
-    OpenError::Damaged {
-        file: file.into(),
-        offset,
-        what: what.into(),
-    }
+    OpenError::Damaged { file: file.into(), offset, what: what.into() }
 }
 
 impl From<RollError> for OpenError {

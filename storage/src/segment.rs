@@ -57,9 +57,7 @@ pub fn spare_name(number: u32) -> String {
 /// The number of the segment that a file holds.
 pub fn segment_number(name: &str) -> Option<u32> {
     let digits = name.strip_suffix(".seg")?;
-    (digits.len() == 10 && digits.bytes().all(|digit| digit.is_ascii_digit()))
-        .then(|| digits.parse().ok())
-        .flatten()
+    (digits.len() == 10 && digits.bytes().all(|digit| digit.is_ascii_digit())).then(|| digits.parse().ok()).flatten()
 }
 
 /// Who this store is.
@@ -191,9 +189,7 @@ struct Reader<'a>(&'a [u8], usize);
 
 impl Reader<'_> {
     fn take<const N: usize>(&mut self) -> [u8; N] {
-        let bytes = self.0[self.1..self.1 + N]
-            .try_into()
-            .expect("a slice of N bytes is an array of N");
+        let bytes = self.0[self.1..self.1 + N].try_into().expect("a slice of N bytes is an array of N");
         self.1 += N;
         bytes
     }
@@ -207,11 +203,7 @@ impl Reader<'_> {
         u64::from_le_bytes(self.take())
     }
     fn mark(&mut self) -> CheckpointMark {
-        CheckpointMark {
-            number: self.u64(),
-            position: self.u64(),
-            record: self.u64(),
-        }
+        CheckpointMark { number: self.u64(), position: self.u64(), record: self.u64() }
     }
 }
 
@@ -231,10 +223,7 @@ impl Identity {
     pub fn decode(block: &[u8]) -> Result<Identity, FormatError> {
         check(block, IDENTITY_MAGIC, 32)?;
         let mut reader = Reader(block, 16);
-        Ok(Identity {
-            generation: reader.u64(),
-            store_key: reader.u64(),
-        })
+        Ok(Identity { generation: reader.u64(), store_key: reader.u64() })
     }
 }
 
@@ -397,13 +386,7 @@ impl PartEntry {
         let records = reader.u32();
         let bytes = reader.u32();
         reader.u32();
-        PartEntry {
-            slot,
-            records,
-            bytes,
-            epoch: reader.u64(),
-            first_lsn: reader.u64(),
-        }
+        PartEntry { slot, records, bytes, epoch: reader.u64(), first_lsn: reader.u64() }
     }
 }
 
@@ -419,23 +402,14 @@ pub fn encode_table(slots: &[SlotState], body: &mut [u8]) {
 /// Reads a checkpoint's table of [`TABLE_BYTES`].
 pub fn decode_table(body: &[u8]) -> Vec<SlotState> {
     let mut reader = Reader(body, 0);
-    (0..SLOTS)
-        .map(|_| SlotState {
-            epoch: reader.u64(),
-            next_lsn: reader.u64(),
-        })
-        .collect()
+    (0..SLOTS).map(|_| SlotState { epoch: reader.u64(), next_lsn: reader.u64() }).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const MARK: CheckpointMark = CheckpointMark {
-        number: 3,
-        position: 7 << 32,
-        record: 9 << 32,
-    };
+    const MARK: CheckpointMark = CheckpointMark { number: 3, position: 7 << 32, record: 9 << 32 };
 
     #[test]
     fn headers_survive_encoding_and_any_flipped_bit_is_seen() {
@@ -477,11 +451,7 @@ mod tests {
     #[test]
     fn a_newer_version_is_named_and_not_called_damage() {
         let mut block = vec![0; BLOCK_BYTES];
-        Identity {
-            generation: 1,
-            store_key: 2,
-        }
-        .encode(&mut block);
+        Identity { generation: 1, store_key: 2 }.encode(&mut block);
         assert!(Identity::decode(&block).is_ok());
         block[8] = 2;
         assert_eq!(Identity::decode(&block), Err(FormatError::Newer(2)));
@@ -490,18 +460,8 @@ mod tests {
     #[test]
     fn names_of_segments_are_read_back_and_others_are_not() {
         assert_eq!(segment_number(&segment_name(12)), Some(12));
-        for name in [
-            "12.seg",
-            "0000000012.seg.new",
-            "0000000012.spare",
-            "identity",
-            "+000000012.seg",
-        ] {
-            assert_eq!(
-                segment_number(name).filter(|&n| segment_name(n) == name),
-                None,
-                "{name}"
-            );
+        for name in ["12.seg", "0000000012.seg.new", "0000000012.spare", "identity", "+000000012.seg"] {
+            assert_eq!(segment_number(name).filter(|&n| segment_name(n) == name), None, "{name}");
         }
     }
 }

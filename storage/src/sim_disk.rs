@@ -119,11 +119,7 @@ impl SimDisk {
     /// The machine lost power: unsynced sectors, lengths and names are lost or kept at random.
     pub fn power_cut(&mut self) {
         self.kill();
-        let keep = if self.name_changes.is_empty() {
-            0
-        } else {
-            self.rng.below(self.name_changes.len() as u64 + 1)
-        };
+        let keep = if self.name_changes.is_empty() { 0 } else { self.rng.below(self.name_changes.len() as u64 + 1) };
         let changes = std::mem::take(&mut self.name_changes);
         self.names = std::mem::take(&mut self.durable_names);
         for change in changes.into_iter().take(keep as usize).flatten() {
@@ -133,10 +129,7 @@ impl SimDisk {
         let mut numbers: Vec<u64> = self.inodes.keys().copied().collect();
         numbers.sort_unstable();
         for number in numbers {
-            let inode = self
-                .inodes
-                .get_mut(&number)
-                .expect("its number was just listed");
+            let inode = self.inodes.get_mut(&number).expect("its number was just listed");
             tear(inode, &mut self.rng);
         }
         self.forget_unnamed();
@@ -154,11 +147,7 @@ impl SimDisk {
 
     /// Flips one bit of what a file holds, as a bad cell would. False if there is no such byte.
     pub fn flip_bit(&mut self, name: &str, byte: u64, bit: u8) -> bool {
-        let Some(inode) = self
-            .names
-            .get(name)
-            .and_then(|number| self.inodes.get_mut(number))
-        else {
+        let Some(inode) = self.names.get(name).and_then(|number| self.inodes.get_mut(number)) else {
             return false;
         };
         let Some(cell) = inode.content.get_mut(byte as usize) else {
@@ -170,9 +159,7 @@ impl SimDisk {
 
     /// Length of a file by name.
     pub fn file_length(&self, name: &str) -> Option<u64> {
-        self.names
-            .get(name)
-            .map(|number| self.inodes[number].length)
+        self.names.get(name).map(|number| self.inodes[number].length)
     }
 
     /// Bytes that all files reserve.
@@ -190,11 +177,7 @@ impl SimDisk {
             Some(left) => self.faults.dies_after = Some(left - 1),
             None => {}
         }
-        if self.dead {
-            Err(DiskError::Io("the machine is dead".into()))
-        } else {
-            Ok(())
-        }
+        if self.dead { Err(DiskError::Io("the machine is dead".into())) } else { Ok(()) }
     }
 
     fn inode(&mut self, file: &SimFile) -> Result<&mut Inode, DiskError> {
@@ -209,20 +192,11 @@ impl SimDisk {
     }
 
     fn forget_unnamed(&mut self) {
-        let pending = self
-            .name_changes
-            .iter()
-            .flatten()
-            .filter_map(|change| match change {
-                NameChange::Link(_, number) => Some(*number),
-                NameChange::Unlink(_) => None,
-            });
-        let mut kept: Vec<u64> = self
-            .names
-            .values()
-            .chain(self.durable_names.values())
-            .copied()
-            .collect();
+        let pending = self.name_changes.iter().flatten().filter_map(|change| match change {
+            NameChange::Link(_, number) => Some(*number),
+            NameChange::Unlink(_) => None,
+        });
+        let mut kept: Vec<u64> = self.names.values().chain(self.durable_names.values()).copied().collect();
         kept.extend(pending);
         self.inodes.retain(|number, _| kept.contains(number));
     }
@@ -234,32 +208,19 @@ impl Disk for SimDisk {
     fn create(&mut self, name: &str, bytes: u64) -> Result<SimFile, DiskError> {
         self.operation()?;
         let used = self.used_bytes();
-        if self
-            .faults
-            .capacity_bytes
-            .is_some_and(|capacity| used + bytes > capacity)
-        {
+        if self.faults.capacity_bytes.is_some_and(|capacity| used + bytes > capacity) {
             return Err(DiskError::Full);
         }
         let number = self.next_inode;
         self.next_inode += 1;
-        self.inodes.insert(
-            number,
-            Inode {
-                length: bytes,
-                ..Inode::default()
-            },
-        );
+        self.inodes.insert(number, Inode { length: bytes, ..Inode::default() });
         self.change_names(vec![NameChange::Link(name.into(), number)]);
         Ok(SimFile(number))
     }
 
     fn open(&mut self, name: &str) -> Result<SimFile, DiskError> {
         self.operation()?;
-        self.names
-            .get(name)
-            .map(|&number| SimFile(number))
-            .ok_or(DiskError::NotFound)
+        self.names.get(name).map(|&number| SimFile(number)).ok_or(DiskError::NotFound)
     }
 
     fn close(&mut self, _file: SimFile) {}
@@ -288,9 +249,7 @@ impl Disk for SimDisk {
             "direct I/O is aligned"
         );
         let was_dead = self.dead;
-        let outcome = self
-            .operation()
-            .and_then(|()| self.faults.fail_next_write.take().map_or(Ok(()), Err));
+        let outcome = self.operation().and_then(|()| self.faults.fail_next_write.take().map_or(Ok(()), Err));
         // A failed write did all, nothing or a part; so did the one in which the machine died.
         let sectors = bytes.len() / SECTOR_BYTES;
         let done = match &outcome {
@@ -353,10 +312,7 @@ impl Disk for SimDisk {
     fn rename(&mut self, from: &str, to: &str) -> Result<(), DiskError> {
         self.operation()?;
         let number = *self.names.get(from).ok_or(DiskError::NotFound)?;
-        self.change_names(vec![
-            NameChange::Unlink(from.into()),
-            NameChange::Link(to.into(), number),
-        ]);
+        self.change_names(vec![NameChange::Unlink(from.into()), NameChange::Link(to.into(), number)]);
         Ok(())
     }
 
@@ -409,11 +365,7 @@ fn tear(inode: &mut Inode, rng: &mut SimRng) {
         if keep {
             continue;
         }
-        let chosen = if mode == 1 {
-            0
-        } else {
-            rng.below(befores.len() as u64) as usize
-        };
+        let chosen = if mode == 1 { 0 } else { rng.below(befores.len() as u64) as usize };
         let start = sector as usize * SECTOR_BYTES;
         if inode.content.len() < start + SECTOR_BYTES {
             inode.content.resize(start + SECTOR_BYTES, 0);

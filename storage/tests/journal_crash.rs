@@ -10,17 +10,11 @@ use storage::seam::{AppendGroup, Outcome, Part};
 use storage::segment::{Identity, SLOTS};
 use storage::sim_disk::{SimDisk, SimRng};
 
-const IDENTITY: Identity = Identity {
-    generation: 7,
-    store_key: 0x1234_5678_9abc_def0,
-};
+const IDENTITY: Identity = Identity { generation: 7, store_key: 0x1234_5678_9abc_def0 };
 
 fn config(rng: &mut SimRng) -> JournalConfig {
     // A checkpoint record takes 17 blocks, so that two to ten blocks are left for batches.
-    JournalConfig {
-        segment_bytes: 4096 * (20 + rng.below(8)),
-        spares_max: rng.below(3) as usize,
-    }
+    JournalConfig { segment_bytes: 4096 * (20 + rng.below(8)), spares_max: rng.below(3) as usize }
 }
 
 /// What a batch carried: (slot, first LSN, bytes).
@@ -55,10 +49,7 @@ impl Model {
     fn groups(&mut self, epoch: u64) -> Vec<AppendGroup> {
         let mut groups = Vec::new();
         for shard in 0..1 + self.rng.below(3) {
-            let mut group = AppendGroup {
-                ticket: shard,
-                ..AppendGroup::default()
-            };
+            let mut group = AppendGroup { ticket: shard, ..AppendGroup::default() };
             for slot in 0..1 + self.rng.below(3) {
                 let slot = (shard * 4 + slot) as u16;
                 let start = group.bytes.len() as u32;
@@ -72,13 +63,7 @@ impl Model {
                 }
                 let bytes = start..group.bytes.len() as u32;
                 let expected_lsn = self.next_lsn[slot as usize];
-                group.parts.push(Part {
-                    slot,
-                    epoch,
-                    expected_lsn,
-                    records,
-                    bytes,
-                });
+                group.parts.push(Part { slot, epoch, expected_lsn, records, bytes });
             }
             groups.push(group);
         }
@@ -86,9 +71,7 @@ impl Model {
     }
 
     fn batch(groups: &[AppendGroup]) -> Batch {
-        let parts = groups
-            .iter()
-            .flat_map(|group| group.parts.iter().map(move |part| (group, part)));
+        let parts = groups.iter().flat_map(|group| group.parts.iter().map(move |part| (group, part)));
         parts
             .map(|(group, part)| {
                 let bytes = &group.bytes[part.bytes.start as usize..part.bytes.end as usize];
@@ -107,9 +90,7 @@ impl Model {
     fn check(&mut self, opened: &Opened<SimDisk>, context: &str) {
         let number = opened.journal.checkpoint().number;
         let covered = self.checkpoints.iter().find(|&&(known, _)| known == number);
-        let covered = covered
-            .unwrap_or_else(|| panic!("{context}: unknown checkpoint {number}"))
-            .1;
+        let covered = covered.unwrap_or_else(|| panic!("{context}: unknown checkpoint {number}")).1;
         let mut found: Vec<Batch> = Vec::new();
         for batch in &opened.recovered {
             let groups: Vec<AppendGroup> = batch.groups().collect();
@@ -119,24 +100,12 @@ impl Model {
             }
         }
         let expected = &self.committed[covered..];
-        assert!(
-            found.len() >= expected.len(),
-            "{context}: {} of {} batches",
-            found.len(),
-            expected.len()
-        );
-        assert_eq!(
-            &found[..expected.len()],
-            expected,
-            "{context}: committed batches"
-        );
+        assert!(found.len() >= expected.len(), "{context}: {} of {} batches", found.len(), expected.len());
+        assert_eq!(&found[..expected.len()], expected, "{context}: committed batches");
         match &found[expected.len()..] {
             [] => {}
             [extra] => {
-                assert!(
-                    self.candidates.contains(extra),
-                    "{context}: a batch that was not in flight"
-                );
+                assert!(self.candidates.contains(extra), "{context}: a batch that was not in flight");
                 self.committed.push(extra.clone());
             }
             more => panic!("{context}: {} batches too many", more.len()),
@@ -144,11 +113,7 @@ impl Model {
         self.candidates.clear();
         self.checkpoints.retain(|&(known, _)| known == number);
         for slot in 0..16 {
-            assert_eq!(
-                opened.journal.next_lsn(slot),
-                self.next_lsn[slot as usize],
-                "{context}: slot {slot}"
-            );
+            assert_eq!(opened.journal.next_lsn(slot), self.next_lsn[slot as usize], "{context}: slot {slot}");
         }
     }
 }
@@ -158,13 +123,7 @@ fn live(disk: &mut SimDisk, journal: &mut Journal<SimDisk>, model: &mut Model) {
     for _ in 0..model.rng.below(30) {
         match model.rng.below(10) {
             0 => {
-                let number = model
-                    .checkpoints
-                    .iter()
-                    .map(|&(number, _)| number)
-                    .max()
-                    .unwrap_or(0)
-                    + 1;
+                let number = model.checkpoints.iter().map(|&(number, _)| number).max().unwrap_or(0) + 1;
                 let frozen = journal.freeze();
                 model.checkpoints.push((number, model.committed.len()));
                 match journal.record_checkpoint(disk, number, &frozen) {
@@ -189,12 +148,7 @@ fn live(disk: &mut SimDisk, journal: &mut Journal<SimDisk>, model: &mut Model) {
                 let Ok(outcomes) = journal.commit(disk, pending) else {
                     return;
                 };
-                assert!(
-                    outcomes
-                        .iter()
-                        .flatten()
-                        .all(|&outcome| outcome == Outcome::Committed)
-                );
+                assert!(outcomes.iter().flatten().all(|&outcome| outcome == Outcome::Committed));
                 model.committed.push(Model::batch(&groups));
                 model.candidates.clear();
                 model.advance(&groups);
@@ -204,11 +158,7 @@ fn live(disk: &mut SimDisk, journal: &mut Journal<SimDisk>, model: &mut Model) {
 }
 
 fn crash(disk: &mut SimDisk, rng: &mut SimRng) {
-    if rng.one_in(2) {
-        disk.power_cut()
-    } else {
-        disk.kill()
-    }
+    if rng.one_in(2) { disk.power_cut() } else { disk.kill() }
 }
 
 fn open(disk: &mut SimDisk, config: &JournalConfig) -> Result<Opened<SimDisk>, OpenError> {
@@ -216,9 +166,7 @@ fn open(disk: &mut SimDisk, config: &JournalConfig) -> Result<Opened<SimDisk>, O
 }
 
 fn seeds() -> std::ops::Range<u64> {
-    let from = std::env::var("SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok());
+    let from = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
     from.map_or(0..600, |seed| seed..seed + 1)
 }
 
@@ -236,18 +184,12 @@ fn what_was_committed_survives_any_crash_and_nothing_else_appears() {
             match opened {
                 Ok(mut opened) => {
                     model.check(&opened, &context);
-                    assert!(
-                        opened.journal.epoch() > last_epoch,
-                        "{context}: boot epochs grow"
-                    );
+                    assert!(opened.journal.epoch() > last_epoch, "{context}: boot epochs grow");
                     last_epoch = opened.journal.epoch();
                     live(&mut disk, &mut opened.journal, &mut model);
                 }
                 Err(error) => {
-                    assert!(
-                        error.to_string().contains("machine is dead"),
-                        "{context}: {error}"
-                    );
+                    assert!(error.to_string().contains("machine is dead"), "{context}: {error}");
                 }
             }
             disk.faults.fail_next_write = None;
@@ -258,12 +200,7 @@ fn what_was_committed_survives_any_crash_and_nothing_else_appears() {
         model.check(&opened, &context);
         let first = opened.recovered;
         crash(&mut disk, &mut model.rng);
-        let second = open(&mut disk, &config)
-            .expect("opened a moment ago")
-            .recovered;
-        assert_eq!(
-            first, second,
-            "{context}: the second recovery equals the first"
-        );
+        let second = open(&mut disk, &config).expect("opened a moment ago").recovered;
+        assert_eq!(first, second, "{context}: the second recovery equals the first");
     }
 }
