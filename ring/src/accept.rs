@@ -52,11 +52,7 @@ impl Claim {
 /// Claims an address for this process, once, before its shards listen there.
 pub fn claim(address: SocketAddr) -> Result<Claim, RingError> {
     let claimed = || {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM,
-            Some(Protocol::TCP),
-        )?;
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         // Connections of an earlier run may still be in TIME-WAIT there.
         socket.set_reuse_address(true)?;
         socket.bind(&address.into())?;
@@ -65,19 +61,13 @@ pub fn claim(address: SocketAddr) -> Result<Claim, RingError> {
         Ok((address, socket))
     };
     match claimed() {
-        Ok((address, socket)) => Ok(Claim {
-            address,
-            _socket: socket,
-        }),
+        Ok((address, socket)) => Ok(Claim { address, _socket: socket }),
         Err(source) => Err(RingError::from_listen(source, address)),
     }
 }
 
 fn local_address(socket: &Socket) -> std::io::Result<SocketAddr> {
-    socket
-        .local_addr()?
-        .as_socket()
-        .ok_or_else(|| std::io::ErrorKind::Unsupported.into())
+    socket.local_addr()?.as_socket().ok_or_else(|| std::io::ErrorKind::Unsupported.into())
 }
 
 /// Where the kernel writes a peer's address. Ours again when the accept has completed.
@@ -128,18 +118,12 @@ pub(crate) struct Around<'a> {
 }
 
 impl Listeners {
-    pub(crate) fn add(
-        &mut self,
-        address: SocketAddr,
-        backlog: u32,
-    ) -> Result<(ListenerId, SocketAddr), RingError> {
+    pub(crate) fn add(&mut self, address: SocketAddr, backlog: u32) -> Result<(ListenerId, SocketAddr), RingError> {
         if self.listeners.len() == LISTENERS_MAX {
-            return Err(RingError::TooManyListeners {
-                limit: LISTENERS_MAX,
-            });
+            return Err(RingError::TooManyListeners { limit: LISTENERS_MAX });
         }
-        let (socket, local) = listening_socket(address, backlog)
-            .map_err(|source| RingError::from_listen(source, address))?;
+        let (socket, local) =
+            listening_socket(address, backlog).map_err(|source| RingError::from_listen(source, address))?;
         let id = ListenerId(self.listeners.len() as u8);
         self.listeners.push(Listener {
             socket: Some(socket),
@@ -258,13 +242,7 @@ impl Listener {
         }
     }
 
-    fn succeeded(
-        &mut self,
-        id: ListenerId,
-        place: u8,
-        around: &mut Around<'_>,
-        events: &mut EventBatch,
-    ) {
+    fn succeeded(&mut self, id: ListenerId, place: u8, around: &mut Around<'_>, events: &mut EventBatch) {
         self.failures = 0;
         self.backoff_ms = BACKOFF_FIRST_MS;
         if self.state == State::Paused(AcceptPause::System) {
@@ -273,20 +251,10 @@ impl Listener {
         around.counters.accepted += 1;
         let place = &mut self.places[usize::from(place)];
         let connection = around.table.open(place.slot, around.now_ms);
-        events.push(Event::Accepted {
-            connection,
-            listener: id,
-            peer: place.peer(),
-        });
+        events.push(Event::Accepted { connection, listener: id, peer: place.peer() });
     }
 
-    fn failed(
-        &mut self,
-        id: ListenerId,
-        code: i32,
-        around: &mut Around<'_>,
-        events: &mut EventBatch,
-    ) {
+    fn failed(&mut self, id: ListenerId, code: i32, around: &mut Around<'_>, events: &mut EventBatch) {
         if matches!(self.state, State::Stopping | State::Stopped) {
             return;
         }
@@ -302,20 +270,11 @@ impl Listener {
         }
     }
 
-    fn pause(
-        &mut self,
-        id: ListenerId,
-        cause: AcceptPause,
-        around: &mut Around<'_>,
-        events: &mut EventBatch,
-    ) {
+    fn pause(&mut self, id: ListenerId, cause: AcceptPause, around: &mut Around<'_>, events: &mut EventBatch) {
         if self.state == State::Accepting {
             self.state = State::Paused(cause);
             around.counters.accept_pauses += 1;
-            events.push(Event::AcceptPaused {
-                listener: id,
-                cause,
-            });
+            events.push(Event::AcceptPaused { listener: id, cause });
         }
     }
 
@@ -335,32 +294,17 @@ impl Listener {
 impl Place {
     fn peer(&mut self) -> SocketAddr {
         // SAFETY: the kernel wrote `length` bytes of an address here, over zeroes or an older one.
-        let address = unsafe {
-            SockAddr::new(
-                std::ptr::read(self.address.get_mut()),
-                *self.length.get_mut(),
-            )
-        };
-        address
-            .as_socket()
-            .expect("a TCP peer has an IP address and a port")
+        let address = unsafe { SockAddr::new(std::ptr::read(self.address.get_mut()), *self.length.get_mut()) };
+        address.as_socket().expect("a TCP peer has an IP address and a port")
     }
 }
 
 fn key(id: ListenerId, place: u32) -> Key {
-    Key::new(
-        Request::Accept,
-        u32::from(id.0) * ACCEPTS_AT_ONCE + place,
-        0,
-    )
+    Key::new(Request::Accept, u32::from(id.0) * ACCEPTS_AT_ONCE + place, 0)
 }
 
 fn listening_socket(address: SocketAddr, backlog: u32) -> std::io::Result<(Socket, SocketAddr)> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     // Accepted sockets inherit this; setting it on each would be a system call apiece.

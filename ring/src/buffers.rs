@@ -29,9 +29,7 @@ impl Region {
         let layout = Layout::from_size_align(bytes, 4_096).expect("a small, aligned region");
         // SAFETY: the layout is not empty: both callers multiply two numbers checked above zero.
         let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else {
-            handle_alloc_error(layout)
-        };
+        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
         Self { start, layout }
     }
 }
@@ -68,12 +66,8 @@ impl ReceiveBuffers {
         let address = self.entries.start.as_ptr() as u64;
         // SAFETY: the region is page-aligned, has `count` entries, and is freed only after the
         // ring has been shut down and the group unregistered.
-        unsafe { submitter.register_buf_ring_with_flags(address, self.count, GROUP, 0) }.map_err(
-            |source| RingError::System {
-                doing: "registering the receive buffers",
-                source,
-            },
-        )?;
+        unsafe { submitter.register_buf_ring_with_flags(address, self.count, GROUP, 0) }
+            .map_err(|source| RingError::System { doing: "registering the receive buffers", source })?;
         for id in 0..self.count {
             self.add(id);
         }
@@ -91,9 +85,7 @@ impl ReceiveBuffers {
         let offset = usize::from(id) * self.bytes_each as usize;
         // SAFETY: inside the region by the assertion; initialised, as the region began zeroed;
         // and the kernel does not write to a buffer between its completion and `add`.
-        unsafe {
-            std::slice::from_raw_parts(self.memory.start.as_ptr().add(offset), length as usize)
-        }
+        unsafe { std::slice::from_raw_parts(self.memory.start.as_ptr().add(offset), length as usize) }
     }
 
     /// Puts a buffer back; the kernel sees it after [`Self::publish`].
@@ -105,12 +97,7 @@ impl ReceiveBuffers {
         // past the published tail, and no other reference to the entries exists.
         unsafe {
             let address = self.memory.start.as_ptr().add(offset) as u64;
-            let entry = &mut *self
-                .entries
-                .start
-                .cast::<BufRingEntry>()
-                .add(index)
-                .as_ptr();
+            let entry = &mut *self.entries.start.cast::<BufRingEntry>().add(index).as_ptr();
             entry.set_addr(address);
             entry.set_len(self.bytes_each);
             entry.set_bid(id);

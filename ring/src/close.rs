@@ -84,10 +84,8 @@ impl KernelRing {
         slot.stage = Stage::Closing;
         slot.reason = reason;
         // A read under way ends by itself; what waits for the peer has to be made to end.
-        let waits = matches!(
-            slot.reading,
-            Reading::Polled | Reading::Many | Reading::Cancelling
-        ) || slot.send != NO_SEND;
+        let waits =
+            matches!(slot.reading, Reading::Polled | Reading::Many | Reading::Cancelling) || slot.send != NO_SEND;
         if slot.pending > 0 && waits {
             self.install(index);
         }
@@ -109,11 +107,7 @@ impl KernelRing {
         let slot = self.table.slot(index);
         if slot.stage == Stage::Releasing {
             self.counters.closed += 1;
-            events.push(Event::Closed {
-                connection,
-                reason: slot.reason,
-                buffer,
-            });
+            events.push(Event::Closed { connection, reason: slot.reason, buffer });
         }
         self.table.free(index);
     }
@@ -136,11 +130,7 @@ impl KernelRing {
             Ok(descriptor) => {
                 // SAFETY: the kernel has just made this descriptor for us and for nobody else.
                 let owned = unsafe { OwnedFd::from_raw_fd(descriptor as RawFd) };
-                let how = if closing {
-                    Shutdown::Both
-                } else {
-                    Shutdown::Write
-                };
+                let how = if closing { Shutdown::Both } else { Shutdown::Write };
                 // It fails only if the connection is gone already, which is as good.
                 let _ = Socket::from(owned).shutdown(how);
                 if !closing {

@@ -48,12 +48,7 @@ impl RingConfig {
                 (1..Connection::SLOTS_MAX).contains(&self.connections_max),
                 "it must be from 1 to 16,777,215",
             ),
-            (
-                "submissions",
-                self.submissions,
-                (2..=32_768).contains(&self.submissions),
-                "it must be from 2 to 32,768",
-            ),
+            ("submissions", self.submissions, (2..=32_768).contains(&self.submissions), "it must be from 2 to 32,768"),
             (
                 "completions",
                 self.completions,
@@ -75,11 +70,7 @@ impl RingConfig {
         ];
         match rules.into_iter().find(|(_, _, holds, _)| !holds) {
             None => Ok(()),
-            Some((setting, value, _, rule)) => Err(RingError::Config {
-                setting,
-                value: u64::from(value),
-                rule,
-            }),
+            Some((setting, value, _, rule)) => Err(RingError::Config { setting, value: u64::from(value), rule }),
         }
     }
 }
@@ -91,10 +82,7 @@ mod tests {
     #[test]
     fn a_number_that_cannot_be_used_is_named_with_its_rule() {
         assert!(RingConfig::default().check().is_ok());
-        let config = RingConfig {
-            receive_buffers: 100,
-            ..RingConfig::default()
-        };
+        let config = RingConfig { receive_buffers: 100, ..RingConfig::default() };
         let error = config.check().expect_err("100 is not a power of two");
         assert!(error.to_string().contains("receive_buffers cannot be 100"));
     }

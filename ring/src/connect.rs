@@ -28,10 +28,7 @@ impl KernelRing {
             self.connect_failed(token, error_of(error.raw_os_error().unwrap_or(libc::EIO)));
             return;
         }
-        let connecting = Box::new(Connecting {
-            token,
-            address: address.into(),
-        });
+        let connecting = Box::new(Connecting { token, address: address.into() });
         let (pointer, length) = (connecting.address.as_ptr(), connecting.address.len());
         let slot = self.table.slot(index);
         // A promised slot sends nothing yet: the field keeps its connect for now.
@@ -40,23 +37,13 @@ impl KernelRing {
         let key = Key::new(Request::Connect, index, slot.generation);
         // SAFETY: the address is boxed in `connects` until this request's completion.
         unsafe {
-            self.queue
-                .connect(key, pointer.cast(), length, &mut self.counters);
+            self.queue.connect(key, pointer.cast(), length, &mut self.counters);
         }
     }
 
     /// Puts a socket, bound if asked for, into a promised slot.
-    fn fill(
-        &mut self,
-        index: u32,
-        address: SocketAddr,
-        source: Option<SocketAddr>,
-    ) -> io::Result<()> {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::STREAM,
-            Some(Protocol::TCP),
-        )?;
+    fn fill(&mut self, index: u32, address: SocketAddr, source: Option<SocketAddr>) -> io::Result<()> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_tcp_nodelay(true)?;
         if let Some(source) = source {
             if source.port() == 0 {
@@ -69,12 +56,7 @@ impl KernelRing {
         self.queue.fill_slot(index, socket.as_raw_fd())
     }
 
-    pub(crate) fn connected(
-        &mut self,
-        index: u32,
-        completion: &Completion,
-        events: &mut EventBatch,
-    ) {
+    pub(crate) fn connected(&mut self, index: u32, completion: &Completion, events: &mut EventBatch) {
         let slot = self.table.slot(index);
         let connecting = self.connects.remove(slot.send as usize);
         slot.send = NO_SEND;
@@ -83,17 +65,11 @@ impl KernelRing {
                 self.counters.connected += 1;
                 let connection = self.table.open(index, self.now_ms);
                 self.arming.push(index);
-                events.push(Event::Connected {
-                    connection,
-                    token: connecting.token,
-                });
+                events.push(Event::Connected { connection, token: connecting.token });
             }
             Err(code) => {
                 self.counters.connect_errors += 1;
-                events.push(Event::ConnectFailed {
-                    token: connecting.token,
-                    error: error_of(code),
-                });
+                events.push(Event::ConnectFailed { token: connecting.token, error: error_of(code) });
                 // The slot stays promised, so that its release is nobody's `Closed`.
                 let key = Key::new(Request::Release, index, slot.generation);
                 self.queue.release(key, &mut self.counters);
@@ -130,9 +106,5 @@ fn choose_port_when_connecting(socket: &Socket) -> io::Result<()> {
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -27,18 +27,14 @@ impl Doorbell {
         }
         // SAFETY: the descriptor was just made and nobody else owns it.
         let owned = unsafe { OwnedFd::from_raw_fd(descriptor) };
-        Ok(Self {
-            event: Arc::new(File::from(owned)),
-        })
+        Ok(Self { event: Arc::new(File::from(owned)) })
     }
 
     /// Wakes the ring, or lets its next wait return at once.
     pub fn ring(&self) {
         // The only failures are an interruption, which `write_all` retries, and a counter at
         // 2^64 - 1 rings that nobody took, which the ring would hear all the same.
-        (&*self.event)
-            .write_all(&1_u64.to_ne_bytes())
-            .expect("an eventfd takes eight bytes");
+        (&*self.event).write_all(&1_u64.to_ne_bytes()).expect("an eventfd takes eight bytes");
     }
 
     pub(crate) fn descriptor(&self) -> RawFd {

@@ -25,9 +25,7 @@ pub enum RingError {
     )]
     Forbidden,
     /// The kernel is too old.
-    #[error(
-        "this kernel ({release}) lacks what the ring needs ({missing}); use Linux 6.1 or newer"
-    )]
+    #[error("this kernel ({release}) lacks what the ring needs ({missing}); use Linux 6.1 or newer")]
     KernelTooOld {
         /// What `uname -r` says.
         release: String,
@@ -79,9 +77,7 @@ pub enum RingError {
         source: io::Error,
     },
     /// A ring can have only so many listeners.
-    #[error(
-        "this ring already has {limit} listeners, as many as it can; listen on fewer addresses"
-    )]
+    #[error("this ring already has {limit} listeners, as many as it can; listen on fewer addresses")]
     TooManyListeners {
         /// How many it can have.
         limit: usize,
@@ -115,32 +111,19 @@ impl RingError {
                 _ => Self::Forbidden,
             },
             Some(libc::ENOSYS) => Self::Forbidden,
-            Some(libc::EINVAL) => Self::KernelTooOld {
-                release: kernel_release(),
-                missing: "IORING_SETUP_DEFER_TASKRUN",
-            },
-            Some(libc::ENOMEM) => Self::NoMemory {
-                submissions,
-                completions,
-            },
-            _ => Self::System {
-                doing: "io_uring_setup",
-                source,
-            },
+            Some(libc::EINVAL) => {
+                Self::KernelTooOld { release: kernel_release(), missing: "IORING_SETUP_DEFER_TASKRUN" }
+            }
+            Some(libc::ENOMEM) => Self::NoMemory { submissions, completions },
+            _ => Self::System { doing: "io_uring_setup", source },
         }
     }
 
     /// Explains why the table of direct descriptors was refused.
     pub(crate) fn from_table(source: io::Error, wanted: u32) -> Self {
         match source.raw_os_error() {
-            Some(libc::EMFILE) => Self::TableTooLarge {
-                wanted,
-                limit: descriptor_limit(),
-            },
-            _ => Self::System {
-                doing: "registering the table of connections",
-                source,
-            },
+            Some(libc::EMFILE) => Self::TableTooLarge { wanted, limit: descriptor_limit() },
+            _ => Self::System { doing: "registering the table of connections", source },
         }
     }
 
@@ -155,9 +138,7 @@ impl RingError {
 }
 
 fn read_setting(path: &str) -> Option<String> {
-    std::fs::read_to_string(path)
-        .ok()
-        .map(|text| text.trim().to_owned())
+    std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
 
 fn kernel_release() -> String {
@@ -181,8 +162,7 @@ mod tests {
     #[test]
     fn a_refusal_says_what_to_do() {
         let address: SocketAddr = "127.0.0.1:8800".parse().expect("a literal address");
-        let in_use =
-            RingError::from_listen(io::Error::from_raw_os_error(libc::EADDRINUSE), address);
+        let in_use = RingError::from_listen(io::Error::from_raw_os_error(libc::EADDRINUSE), address);
         assert!(in_use.to_string().contains("sport = :8800"), "{in_use}");
         let table = RingError::from_table(io::Error::from_raw_os_error(libc::EMFILE), 1 << 20);
         assert!(matches!(table, RingError::TableTooLarge { limit, .. } if limit > 0));

@@ -21,9 +21,6 @@ use crate::seam::{CloseReason, Event, EventBatch, ListenerId, Op, Ops};
 use crate::send::Outgoing;
 use crate::table::Table;
 
-/// Past this many events a wait looks for no more finished work, so that a turn stays short.
-const EVENTS_PER_WAIT: usize = 1_024;
-
 /// One io_uring, its connections and its listeners. It belongs to the thread that made it.
 pub struct KernelRing {
     pub(crate) queue: Queue,
@@ -97,8 +94,7 @@ impl KernelRing {
     /// Takes no more connections through a listener. Connections that it brought live on; one
     /// that was being accepted may still appear.
     pub fn stop_listening(&mut self, listener: ListenerId) {
-        self.listeners
-            .stop(listener, &mut self.queue, &mut self.counters);
+        self.listeners.stop(listener, &mut self.queue, &mut self.counters);
     }
 
     /// The doorbell that wakes this ring.
@@ -121,11 +117,7 @@ impl KernelRing {
     ///
     /// Returns as soon as there is an event, when `timeout` has passed (`None`: never), or when
     /// a signal came.
-    pub fn wait(
-        &mut self,
-        timeout: Option<Duration>,
-        events: &mut EventBatch,
-    ) -> Result<(), RingError> {
+    pub fn wait(&mut self, timeout: Option<Duration>, events: &mut EventBatch) -> Result<(), RingError> {
         events.clear();
         self.wait_number = self.wait_number.wrapping_add(1);
         let begun = Instant::now();
@@ -134,14 +126,8 @@ impl KernelRing {
             self.now_ms = now.duration_since(self.started).as_millis() as u32;
             self.prepare(events);
             let left = timeout.map(|timeout| timeout.saturating_sub(now.duration_since(begun)));
-            let entered = self
-                .queue
-                .enter(self.patience(left, events), &mut self.counters)?;
+            let entered = self.queue.enter(self.patience(left, events), &mut self.counters)?;
             self.reap(events);
-            while events.len() < EVENTS_PER_WAIT && self.queue.work_waits() {
-                self.queue.enter(Some(Duration::ZERO), &mut self.counters)?;
-                self.reap(events);
-            }
             if !events.is_empty() || entered == Entered::Interrupted {
                 return Ok(());
             }
@@ -160,11 +146,7 @@ impl KernelRing {
                 Op::Close { connection } => self.close(connection),
                 Op::Reset { connection } => self.reset(connection),
                 Op::Shutdown { connection } => self.shutdown(connection),
-                Op::Connect {
-                    token,
-                    address,
-                    source,
-                } => self.connect(token, address, source),
+                Op::Connect { token, address, source } => self.connect(token, address, source),
                 Op::PauseReceive { connection } => self.pause_receive(connection),
                 Op::ResumeReceive { connection } => self.resume_receive(connection),
             }
@@ -197,10 +179,7 @@ impl KernelRing {
             return Some(Duration::ZERO);
         }
         // A millisecond is added because the ring's clock has cut off a part of one.
-        let retry = self
-            .listeners
-            .retry_in_ms(self.now_ms)
-            .map(|ms| Duration::from_millis(u64::from(ms) + 1));
+        let retry = self.listeners.retry_in_ms(self.now_ms).map(|ms| Duration::from_millis(u64::from(ms) + 1));
         match (left, retry) {
             (Some(left), Some(retry)) => Some(left.min(retry)),
             (left, retry) => left.or(retry),
@@ -269,12 +248,7 @@ impl KernelRing {
         // SAFETY: the count is boxed, nobody else touches it, and it outlives the request: a
         // ring that goes away ends its requests first.
         unsafe {
-            self.queue.read_event(
-                key,
-                self.doorbell.descriptor(),
-                self.doorbell_count.get(),
-                &mut self.counters,
-            );
+            self.queue.read_event(key, self.doorbell.descriptor(), self.doorbell_count.get(), &mut self.counters);
         }
     }
 

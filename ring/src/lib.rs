@@ -40,6 +40,4 @@ pub use counters::RingCounters;
 pub use doorbell::Doorbell;
 pub use error::RingError;
 pub use kernel::KernelRing;
-pub use seam::{
-    AcceptPause, CloseReason, ConnectError, Connection, Event, EventBatch, ListenerId, Op, Ops,
-};
+pub use seam::{AcceptPause, CloseReason, ConnectError, Connection, Event, EventBatch, ListenerId, Op, Ops};

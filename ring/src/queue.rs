@@ -21,6 +21,9 @@ use crate::buffers::GROUP;
 use crate::counters::RingCounters;
 use crate::error::RingError;
 
+/// Completions that one call brings out, if the queues are large enough.
+const READY_MAX: usize = 1_024;
+
 /// What a request was for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -75,11 +78,7 @@ pub(crate) struct Key {
 
 impl Key {
     pub(crate) fn new(request: Request, slot: u32, generation: u32) -> Self {
-        Self {
-            request,
-            slot,
-            generation,
-        }
+        Self { request, slot, generation }
     }
 
     fn to_bits(self) -> u64 {
@@ -133,6 +132,9 @@ pub(crate) enum Entered {
 pub(crate) struct Queue {
     ring: IoUring,
     taken: VecDeque<Completion>,
+    /// With this many completions ready no more are looked for, so that turns stay short and
+    /// neither the queue nor the receive buffers run out meanwhile.
+    ready_max: usize,
     /// A destination without a family: connecting there disconnects.
     nowhere: Box<libc::sockaddr>,
 }
@@ -148,9 +150,7 @@ impl Queue {
             .setup_cqsize(config.completions)
             .dontfork()
             .build(config.submissions)
-            .map_err(|source| {
-                RingError::from_setup(source, config.submissions, config.completions)
-            })?;
+            .map_err(|source| RingError::from_setup(source, config.submissions, config.completions))?;
         if !ring.params().is_feature_nodrop() || !ring.params().is_feature_ext_arg() {
             return Err(RingError::System {
                 doing: "asking io_uring for timeouts and loss-free completions",
@@ -163,10 +163,8 @@ impl Queue {
         Ok(Self {
             ring,
             taken: VecDeque::with_capacity(config.completions as usize),
-            nowhere: Box::new(libc::sockaddr {
-                sa_family: libc::AF_UNSPEC as u16,
-                sa_data: [0; 14],
-            }),
+            ready_max: READY_MAX.min(config.completions as usize / 2).min(usize::from(config.receive_buffers) / 2),
+            nowhere: Box::new(libc::sockaddr { sa_family: libc::AF_UNSPEC as u16, sa_data: [0; 14] }),
         })
     }
 
@@ -179,13 +177,6 @@ impl Queue {
         self.taken.pop_front()
     }
 
-    /// Whether the kernel holds finished work that only another [`Self::enter`] brings out: it
-    /// runs a few dozen pieces per call.
-    pub(crate) fn work_waits(&mut self) -> bool {
-        let submissions = self.ring.submission();
-        submissions.taskrun() || submissions.cq_overflow()
-    }
-
     /// Hands all requests to the kernel and takes all completions there are. Sleeps until there
     /// is one, at most for `patience` (`None`: for ever), unless `patience` is zero.
     ///
@@ -195,8 +186,7 @@ impl Queue {
         patience: Option<Duration>,
         counters: &mut RingCounters,
     ) -> Result<Entered, RingError> {
-        counters.system_calls += 1;
-        counters.submissions += self.ring.submission().len() as u64;
+        let submissions = self.ring.submission().len();
         let submitter = self.ring.submitter();
         let outcome = match patience {
             None => submitter.submit_and_wait(1),
@@ -206,19 +196,25 @@ impl Queue {
                 submitter.submit_with_args(1, &SubmitArgs::new().timespec(&timeout))
             }
         };
+        counters.system_calls += 1;
+        counters.submissions += submissions as u64;
+        let entered = judge(outcome, counters)?;
+        self.bring_out(counters)?;
         self.take(counters);
-        match outcome.map_err(|error| (error.raw_os_error(), error)) {
-            // EAGAIN and EBUSY: the kernel is short of memory or its completions have overflowed;
-            // with those taken, the next call submits what this one left.
-            Ok(_) | Err((Some(libc::ETIME | libc::EAGAIN | libc::EBUSY), _)) => Ok(Entered::Done),
-            Err((Some(libc::EINTR), _)) => {
-                counters.interrupted += 1;
-                Ok(Entered::Interrupted)
+        Ok(entered)
+    }
+
+    /// Brings out the finished work that the kernel still holds. It runs a few dozen pieces per
+    /// call, or as many as the call waits for: so each call asks for what is already there, which
+    /// never sleeps, and doubles it.
+    fn bring_out(&mut self, counters: &mut RingCounters) -> Result<(), RingError> {
+        loop {
+            let ready = self.ring.completion().len();
+            if ready >= self.ready_max || !self.ring.submission().taskrun() {
+                return Ok(());
             }
-            Err((_, source)) => Err(RingError::System {
-                doing: "io_uring_enter",
-                source,
-            }),
+            counters.system_calls += 1;
+            judge(self.ring.submitter().submit_and_wait(ready), counters)?;
         }
     }
 
@@ -240,11 +236,7 @@ impl Queue {
 
     pub(crate) fn poll_readable(&mut self, key: Key, counters: &mut RingCounters) {
         let events = (libc::POLLIN | libc::POLLRDHUP) as u32;
-        self.push_plain(
-            opcode::PollAdd::new(Fixed(key.slot), events).build(),
-            key,
-            counters,
-        );
+        self.push_plain(opcode::PollAdd::new(Fixed(key.slot), events).build(), key, counters);
     }
 
     pub(crate) fn receive_once(&mut self, key: Key, counters: &mut RingCounters) {
@@ -262,19 +254,11 @@ impl Queue {
     }
 
     pub(crate) fn install(&mut self, key: Key, counters: &mut RingCounters) {
-        self.push_plain(
-            opcode::FixedFdInstall::new(Fixed(key.slot), 0).build(),
-            key,
-            counters,
-        );
+        self.push_plain(opcode::FixedFdInstall::new(Fixed(key.slot), 0).build(), key, counters);
     }
 
     pub(crate) fn shutdown_write(&mut self, key: Key, counters: &mut RingCounters) {
-        self.push_plain(
-            opcode::Shutdown::new(Fixed(key.slot), libc::SHUT_WR).build(),
-            key,
-            counters,
-        );
+        self.push_plain(opcode::Shutdown::new(Fixed(key.slot), libc::SHUT_WR).build(), key, counters);
     }
 
     pub(crate) fn disconnect(&mut self, key: Key, counters: &mut RingCounters) {
@@ -290,26 +274,14 @@ impl Queue {
 
     pub(crate) fn cancel(&mut self, target: Key, counters: &mut RingCounters) {
         let key = Key::new(Request::Cancel, target.slot, target.generation);
-        self.push_plain(
-            opcode::AsyncCancel::new(target.to_bits()).build(),
-            key,
-            counters,
-        );
+        self.push_plain(opcode::AsyncCancel::new(target.to_bits()).build(), key, counters);
     }
 
     /// # Safety
     ///
     /// The bytes must stay where they are, unchanged, until the request's completion.
-    pub(crate) unsafe fn send(
-        &mut self,
-        key: Key,
-        bytes: *const u8,
-        length: u32,
-        counters: &mut RingCounters,
-    ) {
-        let entry = opcode::Send::new(Fixed(key.slot), bytes, length)
-            .flags(libc::MSG_NOSIGNAL)
-            .build();
+    pub(crate) unsafe fn send(&mut self, key: Key, bytes: *const u8, length: u32, counters: &mut RingCounters) {
+        let entry = opcode::Send::new(Fixed(key.slot), bytes, length).flags(libc::MSG_NOSIGNAL).build();
         // SAFETY: the caller keeps the bytes.
         unsafe { self.push(entry, key, counters) }
     }
@@ -344,9 +316,7 @@ impl Queue {
         counters: &mut RingCounters,
     ) {
         let target = DestinationSlot::try_from_slot_target(slot).expect("a slot has 24 bits");
-        let entry = opcode::Accept::new(Fd(listener), address, length)
-            .file_index(Some(target))
-            .build();
+        let entry = opcode::Accept::new(Fd(listener), address, length).file_index(Some(target)).build();
         // SAFETY: the caller keeps address and length.
         unsafe { self.push(entry, key, counters) }
     }
@@ -356,13 +326,7 @@ impl Queue {
     /// # Safety
     ///
     /// `count` must be writable, and used by nobody else, until the completion.
-    pub(crate) unsafe fn read_event(
-        &mut self,
-        key: Key,
-        event: RawFd,
-        count: *mut u64,
-        counters: &mut RingCounters,
-    ) {
+    pub(crate) unsafe fn read_event(&mut self, key: Key, event: RawFd, count: *mut u64, counters: &mut RingCounters) {
         let entry = opcode::Read::new(Fd(event), count.cast(), size_of::<u64>() as u32).build();
         // SAFETY: the caller keeps the counter.
         unsafe { self.push(entry, key, counters) }
@@ -370,10 +334,7 @@ impl Queue {
 
     /// Puts a ready socket into a slot.
     pub(crate) fn fill_slot(&self, slot: u32, descriptor: RawFd) -> io::Result<()> {
-        self.ring
-            .submitter()
-            .register_files_update(slot, &[descriptor])
-            .map(drop)
+        self.ring.submitter().register_files_update(slot, &[descriptor]).map(drop)
     }
 
     /// Ends every request and gives up the table, so that nothing that a request points at is
@@ -393,9 +354,7 @@ impl Queue {
             Ok(()) => true,
             Err(error) => error.raw_os_error() == Some(libc::ENOENT),
         };
-        all_ended
-            && submitter.unregister_buf_ring(GROUP).is_ok()
-            && submitter.unregister_files().is_ok()
+        all_ended && submitter.unregister_buf_ring(GROUP).is_ok() && submitter.unregister_files().is_ok()
     }
 
     /// For requests that point at no memory of ours.
@@ -412,9 +371,21 @@ impl Queue {
         // SAFETY: the caller keeps what the entry points at.
         while unsafe { self.ring.submission().push(&entry) }.is_err() {
             // Full: let the kernel take what is there. Completions that come are kept in `taken`.
-            self.enter(Some(Duration::ZERO), counters)
-                .expect("a ring that was made can be entered");
+            self.enter(Some(Duration::ZERO), counters).expect("a ring that was made can be entered");
         }
+    }
+}
+
+fn judge(outcome: io::Result<usize>, counters: &mut RingCounters) -> Result<Entered, RingError> {
+    match outcome.map_err(|error| (error.raw_os_error(), error)) {
+        // EAGAIN and EBUSY: the kernel is short of memory or its completions have overflowed;
+        // with those taken, the next call submits what this one left.
+        Ok(_) | Err((Some(libc::ETIME | libc::EAGAIN | libc::EBUSY), _)) => Ok(Entered::Done),
+        Err((Some(libc::EINTR), _)) => {
+            counters.interrupted += 1;
+            Ok(Entered::Interrupted)
+        }
+        Err((_, source)) => Err(RingError::System { doing: "io_uring_enter", source }),
     }
 }
 

@@ -80,12 +80,7 @@ impl KernelRing {
         self.read_on(index, completion.result != Err(libc::ECANCELED));
     }
 
-    pub(crate) fn received_once(
-        &mut self,
-        index: u32,
-        completion: &Completion,
-        events: &mut EventBatch,
-    ) {
+    pub(crate) fn received_once(&mut self, index: u32, completion: &Completion, events: &mut EventBatch) {
         match completion.result {
             Ok(0) => self.ended(index, events),
             Ok(bytes) => {
@@ -106,12 +101,7 @@ impl KernelRing {
         }
     }
 
-    pub(crate) fn received_many(
-        &mut self,
-        index: u32,
-        completion: &Completion,
-        events: &mut EventBatch,
-    ) {
+    pub(crate) fn received_many(&mut self, index: u32, completion: &Completion, events: &mut EventBatch) {
         match completion.result {
             Ok(0) => self.ended(index, events),
             Ok(bytes) => {
@@ -127,13 +117,7 @@ impl KernelRing {
         }
     }
 
-    fn deliver(
-        &mut self,
-        index: u32,
-        completion: &Completion,
-        bytes: u32,
-        events: &mut EventBatch,
-    ) {
+    fn deliver(&mut self, index: u32, completion: &Completion, bytes: u32, events: &mut EventBatch) {
         self.counters.bytes_in += u64::from(bytes);
         let connection = self.table.handle(index);
         let slot = self.table.slot(index);

@@ -66,13 +66,7 @@ impl Connection {
 
 impl std::fmt::Debug for Connection {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            formatter,
-            "connection {}/{}#{}",
-            self.table(),
-            self.slot(),
-            self.generation()
-        )
+        write!(formatter, "connection {}/{}#{}", self.table(), self.slot(), self.generation())
     }
 }
 
@@ -218,10 +212,7 @@ pub struct EventBatch {
 impl EventBatch {
     /// A batch with room for this many events and received bytes; it grows if it must.
     pub fn with_capacity(events: usize, data_bytes: usize) -> Self {
-        Self {
-            events: VecDeque::with_capacity(events),
-            data: Vec::with_capacity(data_bytes),
-        }
+        Self { events: VecDeque::with_capacity(events), data: Vec::with_capacity(data_bytes) }
     }
 
     /// Appends an event that carries no data.
@@ -234,10 +225,7 @@ impl EventBatch {
         let start = self.data.len() as u32;
         self.data.extend_from_slice(bytes);
         let end = u32::try_from(self.data.len()).expect("a batch holds less than 4 GiB");
-        self.events.push_back(Event::Received {
-            connection,
-            range: start..end,
-        });
+        self.events.push_back(Event::Received { connection, range: start..end });
     }
 
     /// Takes the oldest event. The data of a `Received` stays readable until [`Self::clear`].
@@ -342,9 +330,7 @@ pub struct Ops {
 impl Ops {
     /// Room for this many ops; it grows if it must.
     pub fn with_capacity(ops: usize) -> Self {
-        Self {
-            ops: Vec::with_capacity(ops),
-        }
+        Self { ops: Vec::with_capacity(ops) }
     }
 
     /// Appends an op.
@@ -379,11 +365,7 @@ mod tests {
 
     #[test]
     fn a_handle_keeps_its_three_parts_apart() {
-        for (table, slot, generation) in [
-            (0, 0, 0),
-            (255, Connection::SLOTS_MAX - 1, u32::MAX),
-            (3, 18_999, 7),
-        ] {
+        for (table, slot, generation) in [(0, 0, 0), (255, Connection::SLOTS_MAX - 1, u32::MAX), (3, 18_999, 7)] {
             let connection = Connection::new(table, slot, generation);
             assert_eq!(connection.table(), table);
             assert_eq!(connection.slot(), slot);

@@ -25,10 +25,7 @@ impl KernelRing {
             }
             return;
         }
-        assert_eq!(
-            slot.send, NO_SEND,
-            "{connection:?} already has a send outstanding"
-        );
+        assert_eq!(slot.send, NO_SEND, "{connection:?} already has a send outstanding");
         slot.send = self.sends.insert(Outgoing { buffer, taken: 0 }) as u32;
         self.send_rest(index);
     }
@@ -44,8 +41,7 @@ impl KernelRing {
         // SAFETY: the buffer is owned by `sends` and neither changed nor freed before this
         // request's completion; moving the `Vec` itself does not move its bytes.
         unsafe {
-            self.queue
-                .send(key, rest.as_ptr(), length, &mut self.counters);
+            self.queue.send(key, rest.as_ptr(), length, &mut self.counters);
         }
     }
 

@@ -184,8 +184,7 @@ impl Table {
         let index = connection.slot();
         let slot = self.slots.get_mut(index as usize)?;
         let known = !matches!(slot.stage, Stage::Free | Stage::Promised);
-        (connection.table() == TABLE && known && slot.generation == connection.generation())
-            .then_some((index, slot))
+        (connection.table() == TABLE && known && slot.generation == connection.generation()).then_some((index, slot))
     }
 
     /// Whether another connection fits.

@@ -9,18 +9,13 @@ use common::{Shard, small};
 use ring::{Op, RingConfig};
 
 fn sockets_in_use() -> usize {
-    std::fs::read_dir("/proc/self/fd")
-        .expect("descriptors")
-        .count()
+    std::fs::read_dir("/proc/self/fd").expect("descriptors").count()
 }
 
 #[test]
 fn two_thousand_connections_come_and_go_five_times_and_nothing_is_left() {
     const CONNECTIONS: usize = 2_000;
-    let config = RingConfig {
-        connections_max: CONNECTIONS as u32 + 64,
-        ..small(1)
-    };
+    let config = RingConfig { connections_max: CONNECTIONS as u32 + 64, ..small(1) };
     let mut shard = Shard::new(&config);
     shard.turn(Duration::ZERO);
     let baseline = sockets_in_use();
@@ -30,18 +25,14 @@ fn two_thousand_connections_come_and_go_five_times_and_nothing_is_left() {
             streams.push(shard.connect());
             shard.turn(Duration::ZERO);
         }
-        shard.run_until("all accepted", |shard| {
-            shard.accepted.len() == CONNECTIONS * round
-        });
+        shard.run_until("all accepted", |shard| shard.accepted.len() == CONNECTIONS * round);
         assert_eq!(shard.ring.connections() as usize, CONNECTIONS);
         for connection in shard.accepted.split_off(CONNECTIONS * (round - 1)) {
             shard.ops.push(Op::Close { connection });
             shard.accepted.push(connection);
         }
         shard.ring.submit(&mut shard.ops);
-        shard.run_until("all closed", |shard| {
-            shard.closed.len() == CONNECTIONS * round
-        });
+        shard.run_until("all closed", |shard| shard.closed.len() == CONNECTIONS * round);
         for stream in &mut streams {
             let mut rest = Vec::new();
             stream.read_to_end(&mut rest).expect("an orderly end");

@@ -18,9 +18,7 @@ fn assert_eof(stream: &mut TcpStream) {
 
 fn reset_from_here(stream: TcpStream) {
     let socket = socket2::Socket::from(stream);
-    socket
-        .set_linger(Some(Duration::ZERO))
-        .expect("linger is set");
+    socket.set_linger(Some(Duration::ZERO)).expect("linger is set");
 }
 
 #[test]
@@ -54,10 +52,7 @@ fn closing_ends_a_connection_whatever_is_armed_on_it() {
     let mut stuck = shard.connect();
     shard.run_until("accepted", |shard| shard.accepted.len() == 3);
     let connection = shard.accepted[2];
-    shard.op(Op::Send {
-        connection,
-        buffer: vec![3; 32 << 20],
-    });
+    shard.op(Op::Send { connection, buffer: vec![3; 32 << 20] });
     for _ in 0..5 {
         shard.turn(Duration::from_millis(5));
     }
@@ -67,12 +62,7 @@ fn closing_ends_a_connection_whatever_is_armed_on_it() {
     stuck.read_to_end(&mut rest).expect("an orderly end");
     assert!(!rest.is_empty() && rest.len() < 32 << 20);
     assert_eq!(shard.ring.connections(), 0);
-    assert!(
-        shard
-            .closed
-            .iter()
-            .all(|(_, why)| *why == CloseReason::Asked)
-    );
+    assert!(shard.closed.iter().all(|(_, why)| *why == CloseReason::Asked));
 }
 
 #[test]
@@ -96,18 +86,11 @@ fn a_peer_that_resets_is_reported_once() {
     shard.turn(Duration::from_millis(5));
     reset_from_here(stream);
     shard.run_until("closed", |shard| shard.closed.len() == 1);
-    assert_eq!(
-        shard.closed,
-        [(shard.accepted[0], CloseReason::Reset)],
-        "once, and why"
-    );
+    assert_eq!(shard.closed, [(shard.accepted[0], CloseReason::Reset)], "once, and why");
     // Too late, and harmless.
     let connection = shard.accepted[0];
     shard.op(Op::Close { connection });
-    shard.op(Op::Send {
-        connection,
-        buffer: b"late".to_vec(),
-    });
+    shard.op(Op::Send { connection, buffer: b"late".to_vec() });
     shard.turn(Duration::from_millis(5));
     assert_eq!(shard.closed.len(), 1);
     assert_eq!(shard.ring.counters().stale_ops, 2);
@@ -119,10 +102,7 @@ fn a_reset_while_a_send_is_stuck_gives_the_connection_up() {
     let stream = shard.connect();
     shard.run_until("accepted", |shard| shard.accepted.len() == 1);
     let connection = shard.accepted[0];
-    shard.op(Op::Send {
-        connection,
-        buffer: vec![3; 32 << 20],
-    });
+    shard.op(Op::Send { connection, buffer: vec![3; 32 << 20] });
     for _ in 0..5 {
         shard.turn(Duration::from_millis(5));
     }
@@ -140,10 +120,7 @@ fn a_shutdown_says_its_last_words_to_a_peer_that_keeps_sending() {
     shard.run_until("accepted", |shard| shard.accepted.len() == 1);
     let connection = shard.accepted[0];
     stream.write_all(&vec![1; 50_000]).expect("a write");
-    shard.ops.push(Op::Send {
-        connection,
-        buffer: b"last words".to_vec(),
-    });
+    shard.ops.push(Op::Send { connection, buffer: b"last words".to_vec() });
     shard.op(Op::Shutdown { connection });
     let peer = std::thread::spawn(move || {
         for _ in 0..20 {
@@ -213,10 +190,7 @@ fn a_ring_that_goes_away_ends_its_connections() {
     let mut idle = shard.connect();
     shard.run_until("accepted", |shard| shard.accepted.len() == 2);
     let connection = shard.accepted[0];
-    shard.op(Op::Send {
-        connection,
-        buffer: vec![3; 32 << 20],
-    });
+    shard.op(Op::Send { connection, buffer: vec![3; 32 << 20] });
     shard.turn(Duration::from_millis(5));
     let address = shard.address;
     drop(shard);

@@ -28,14 +28,9 @@ fn accepting_pauses_when_the_table_is_full_and_resumes_when_it_is_not() {
         let connection = shard.accepted[place];
         shard.op(Op::Close { connection });
     }
-    shard.run_until("resumed", |shard| {
-        shard.accepted.len() == 5 && shard.resumes > 0
-    });
+    shard.run_until("resumed", |shard| shard.accepted.len() == 5 && shard.resumes > 0);
     let connection = shard.accepted[4];
-    shard.op(Op::Send {
-        connection,
-        buffer: b"welcome".to_vec(),
-    });
+    shard.op(Op::Send { connection, buffer: b"welcome".to_vec() });
     shard.run_until("sent", |shard| shard.sent.len() == 1);
     let mut welcome = [0; 7];
     streams[4].read_exact(&mut welcome).expect("the last one");
@@ -47,10 +42,7 @@ fn a_doorbell_wakes_a_sleeping_ring_and_no_ring_is_lost() {
     const RINGS: u64 = 100_000;
     let doorbell = Doorbell::new().expect("a doorbell");
     let mut ring = KernelRing::new(&small(1), doorbell.clone()).expect("a ring");
-    let (posted, stop) = (
-        Arc::new(AtomicU64::new(0)),
-        Arc::new(AtomicBool::new(false)),
-    );
+    let (posted, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let seen = Arc::new(AtomicU64::new(0));
     let ringer = {
         let (posted, seen, stop) = (posted.clone(), seen.clone(), stop.clone());
@@ -70,8 +62,7 @@ fn a_doorbell_wakes_a_sleeping_ring_and_no_ring_is_lost() {
     };
     let mut events = EventBatch::default();
     while seen.load(Ordering::Acquire) < RINGS {
-        ring.wait(Some(common::PATIENCE), &mut events)
-            .expect("a wait");
+        ring.wait(Some(common::PATIENCE), &mut events).expect("a wait");
         if events.is_empty() {
             stop.store(true, Ordering::Release);
             panic!("a ring was lost after {}", seen.load(Ordering::Acquire));
@@ -101,10 +92,7 @@ fn a_greedy_sender_does_not_starve_a_hundred_modest_ones() {
         let mut sink = vec![0; 65_536];
         while let Ok(1..) = (&greedy).read(&mut sink) {}
     });
-    let (handed, peers_done) = (
-        Arc::new(AtomicU64::new(0)),
-        Arc::new(AtomicBool::new(false)),
-    );
+    let (handed, peers_done) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let peers = {
         let (handed, peers_done) = (handed.clone(), peers_done.clone());
         std::thread::spawn(move || {
@@ -122,9 +110,7 @@ fn a_greedy_sender_does_not_starve_a_hundred_modest_ones() {
             peers_done.store(true, Ordering::Release);
         })
     };
-    shard.run_until("every modest echo", |_| {
-        peers_done.load(Ordering::Acquire) || peers.is_finished()
-    });
+    shard.run_until("every modest echo", |_| peers_done.load(Ordering::Acquire) || peers.is_finished());
     peers.join().expect("the peers");
     assert_eq!(handed.load(Ordering::Acquire), 5_000);
     stop.store(true, Ordering::Release);
@@ -149,12 +135,7 @@ fn running_out_of_buffers_delays_and_loses_nothing() {
         for stream in &mut streams {
             stream.write_all(&[round as u8; 700]).expect("a write");
         }
-        shard.run_until("all read", |shard| {
-            shard
-                .received
-                .values()
-                .all(|bytes| bytes.len() == round * 700)
-        });
+        shard.run_until("all read", |shard| shard.received.values().all(|bytes| bytes.len() == round * 700));
     }
     assert_eq!(shard.ring.counters().bytes_in, 100 * 20 * 700);
     assert!(shard.ring.counters().buffers_exhausted > 0);
@@ -210,8 +191,7 @@ fn a_wait_ends_when_its_time_is_over() {
 #[test]
 fn accepted_sockets_do_not_delay_small_messages() {
     // TCP_NODELAY is set on the listener only: this is the kernel's promise that it is inherited.
-    let listener =
-        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
     listener.set_tcp_nodelay(true).expect("nodelay");
     listener.bind(&loopback().into()).expect("a port");
     listener.listen(1).expect("a listener");

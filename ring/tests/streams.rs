@@ -49,10 +49,7 @@ fn a_reader_that_is_slow_gets_everything_by_short_writes() {
     shard.run_until("accepted", |shard| shard.accepted.len() == 1);
     let connection = shard.accepted[0];
     let payload: Vec<u8> = (0..32 << 20_u32).map(|n| (n % 253) as u8).collect();
-    shard.op(Op::Send {
-        connection,
-        buffer: payload.clone(),
-    });
+    shard.op(Op::Send { connection, buffer: payload.clone() });
     // The kernel takes what fits and no more as long as nobody reads.
     for _ in 0..10 {
         shard.turn(Duration::from_millis(10));
@@ -85,9 +82,7 @@ fn a_paused_connection_is_not_read_and_loses_nothing() {
     }
     assert!(shard.received[&connection].is_empty());
     shard.op(Op::ResumeReceive { connection });
-    shard.run_until("all read", |shard| {
-        shard.received[&connection].len() == 5_000
-    });
+    shard.run_until("all read", |shard| shard.received[&connection].len() == 5_000);
 }
 
 #[test]
@@ -113,9 +108,7 @@ fn a_hot_connection_can_be_paused_and_read_again() {
     }
     assert_eq!(shard.received[&connection].len(), bytes);
     shard.op(Op::ResumeReceive { connection });
-    shard.run_until("all read", |shard| {
-        shard.received[&connection].len() == bytes + 3_000
-    });
+    shard.run_until("all read", |shard| shard.received[&connection].len() == bytes + 3_000);
 }
 
 #[test]
@@ -138,9 +131,7 @@ fn a_connection_that_goes_quiet_goes_back_to_polling() {
     shard.run_until("cooled", |shard| shard.ring.counters().demoted == 1);
     let before = shard.ring.counters().bytes_in;
     stream.write_all(&[9; 16]).expect("a write");
-    shard.run_until("read again", |shard| {
-        shard.ring.counters().bytes_in > before
-    });
+    shard.run_until("read again", |shard| shard.ring.counters().bytes_in > before);
     for _ in 0..51 {
         shard.turn(Duration::from_millis(1));
         stream.read_exact(&mut piece).expect("every echo");
@@ -153,20 +144,11 @@ fn a_connection_that_goes_quiet_goes_back_to_polling() {
 fn a_connect_opens_a_connection_or_says_why_not() {
     let mut shard = Shard::new(&small(80));
     let (address, source) = (shard.address, "127.0.0.9:0".parse().ok());
-    shard.op(Op::Connect {
-        token: 5,
-        address,
-        source,
-    });
-    shard.run_until("both ends", |shard| {
-        shard.connected.len() == 1 && shard.accepted.len() == 1
-    });
+    shard.op(Op::Connect { token: 5, address, source });
+    shard.run_until("both ends", |shard| shard.connected.len() == 1 && shard.accepted.len() == 1);
     let (token, ours) = shard.connected[0];
     assert_eq!(token, 5);
-    shard.op(Op::Send {
-        connection: ours,
-        buffer: b"through two ends of one ring".to_vec(),
-    });
+    shard.op(Op::Send { connection: ours, buffer: b"through two ends of one ring".to_vec() });
     let theirs = shard.accepted[0];
     shard.run_until("arrived", |shard| shard.received[&theirs].len() == 28);
 
@@ -174,22 +156,12 @@ fn a_connect_opens_a_connection_or_says_why_not() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         listener.local_addr().expect("an address")
     };
-    shard.op(Op::Connect {
-        token: 6,
-        address: nobody,
-        source: None,
-    });
+    shard.op(Op::Connect { token: 6, address: nobody, source: None });
     shard.run_until("refused", |shard| shard.failed.len() == 1);
     assert_eq!(shard.failed[0], (6, ConnectError::Refused));
     // The accepts hold 64 of the 80 slots, two connections 2.
     for token in 100..120 {
-        shard.op(Op::Connect {
-            token,
-            address,
-            source: None,
-        });
+        shard.op(Op::Connect { token, address, source: None });
     }
-    shard.run_until("too many", |shard| {
-        shard.failed.contains(&(119, ConnectError::TableFull))
-    });
+    shard.run_until("too many", |shard| shard.failed.contains(&(119, ConnectError::TableFull)));
 }

@@ -52,8 +52,7 @@ pub(crate) struct Shard {
 
 impl Shard {
     pub(crate) fn new(config: &RingConfig) -> Self {
-        let mut ring =
-            KernelRing::new(config, Doorbell::new().expect("a doorbell")).expect("a ring");
+        let mut ring = KernelRing::new(config, Doorbell::new().expect("a doorbell")).expect("a ring");
         let (_, address) = ring.listen(loopback()).expect("a listener");
         Self {
             ring,
@@ -87,9 +86,7 @@ impl Shard {
     /// One turn of the loop that a driver runs.
     pub(crate) fn turn(&mut self, timeout: Duration) {
         self.turns += 1;
-        self.ring
-            .wait(Some(timeout), &mut self.events)
-            .expect("a wait");
+        self.ring.wait(Some(timeout), &mut self.events).expect("a wait");
         while let Some(event) = self.events.pop() {
             self.handle(event);
         }
@@ -115,9 +112,7 @@ impl Shard {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Accepted {
-                connection, peer, ..
-            } => {
+            Event::Accepted { connection, peer, .. } => {
                 assert!(peer.ip().is_loopback() && peer.port() != 0);
                 self.begin(connection);
                 self.accepted.push(connection);
@@ -149,9 +144,7 @@ impl Shard {
                 self.sending.remove(&connection);
                 self.sent.push((connection, buffer.len()));
             }
-            Event::Closed {
-                connection, reason, ..
-            } => {
+            Event::Closed { connection, reason, .. } => {
                 self.sending.remove(&connection);
                 self.queued.remove(&connection);
                 let known = self.received.remove(&connection);
@@ -173,10 +166,7 @@ impl Shard {
         for (connection, bytes) in &mut self.queued {
             if !bytes.is_empty() && !self.sending.contains(connection) {
                 self.sending.insert(*connection);
-                self.ops.push(Op::Send {
-                    connection: *connection,
-                    buffer: std::mem::take(bytes),
-                });
+                self.ops.push(Op::Send { connection: *connection, buffer: std::mem::take(bytes) });
             }
         }
     }
