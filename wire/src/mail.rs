@@ -182,6 +182,10 @@ pub enum Mail {
     Signal { user: UserId, from: UserId, conversation: ConversationId, name_bytes: u32 },
     /// Events for this user and conversation did not fit into a mailbox: the head is at least this.
     Dirty { user: UserId, conversation: ConversationId, head: u64 },
+    /// Events from that shard were lost, and so many that not even whose they were is known. Whoever gets
+    /// this tells the sessions of its users, and the sessions it holds, to open again, and answers from
+    /// no tail of changes that was begun before.
+    DirtyAll { from: u16 },
     /// A signal on its way to the conversation's owner. Payload: name, then body.
     Signalling { request: Request, conversation: ConversationId, name_bytes: u32 },
 
@@ -216,6 +220,7 @@ impl Mail {
             | Self::MarkMoved { .. }
             | Self::Signal { .. }
             | Self::Dirty { .. }
+            | Self::DirtyAll { .. }
             | Self::Signalling { .. } => MailClass::Event,
         }
     }
