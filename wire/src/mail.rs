@@ -153,7 +153,8 @@ pub enum Mail {
     /// Answer to `Summarise`.
     Summary { request: Request, summary: SummaryMail },
     /// Answer to `Open`, `List` and `Changes`. Payload: letters `Summary`, one behind the other.
-    Listed { request: Request, result: OpenResult, change: ChangeNumber, more: bool, ahead: bool },
+    /// `next` is how many of the list to skip to go on behind it.
+    Listed { request: Request, result: OpenResult, change: ChangeNumber, more: bool, next: u32, ahead: bool },
     /// It was not done. `fence` repeats the send's, `id` the message's.
     Refused {
         request: Request,

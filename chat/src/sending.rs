@@ -1,0 +1,484 @@
+//! From a send to its seq: dedup, proposal, group commit, publication.
+//!
+//! Two heads: a proposal takes the next seq at once, so that the sends of one turn go into one
+//! journal group; nothing is shown, answered or counted before the group is committed. A refused
+//! group takes its proposals back, and everything behind them.
+
+use std::collections::VecDeque;
+
+use storage_seam::{AppendGroup, Outcome, Part, Space, StorageRequest};
+use wire::ids::{ChangeNumber, ClientMessageId, ConversationId, UserId};
+use wire::mail::{Address, Letter, Mail, MessageMail, Request, SendMail};
+use wire::protocol::{ErrorCode, Kind};
+
+use crate::conversation::{Conversation, Proposed};
+use crate::dedup::{self, Fingerprint, Used, WINDOW_MS};
+use crate::effects::{Effects, Now};
+use crate::owner::{Owner, Phase, refuse, slot_of};
+use crate::record::{self, Class, Record, body_hash, prefixed};
+
+/// A message between its proposal and its commit.
+#[derive(Debug)]
+pub(crate) struct Proposal {
+    pub id: ClientMessageId,
+    pub fingerprint: Fingerprint,
+    /// Where the conversation stood before it.
+    pub before: Proposed,
+    /// In the group that storage has.
+    pub submitted: bool,
+    /// Everybody who sent this id and waits for the answer; the first is the one who proposed.
+    pub waiters: Vec<(Request, u32)>,
+}
+
+/// Records on their way to the journal: one group with storage, the next one gathering.
+#[derive(Debug, Default)]
+pub(crate) struct Staging {
+    /// Records of the next group, each behind its length.
+    bytes: Vec<u8>,
+    /// Which conversation each belongs to, where it lies, whether it is a message.
+    items: Vec<Item>,
+    /// When the oldest message was staged; read marks alone wait for company until they are due.
+    in_flight_since: Option<u64>,
+    /// The waiters of the group in flight have been told that its outcome is unknown.
+    given_up: bool,
+    spare: AppendGroup,
+    ticket: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Item {
+    conversation: ConversationId,
+    slot: u16,
+    start: u32,
+    end: u32,
+}
+
+/// What storage says of a send's id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LookedUp {
+    NotYet,
+    Absent,
+    Found(Used),
+}
+
+impl LookedUp {
+    fn used(self) -> Option<Used> {
+        if let Self::Found(used) = self { Some(used) } else { None }
+    }
+}
+
+/// The id must be looked up in storage before the send can be decided.
+pub(crate) struct LookupNeeded;
+
+impl Owner {
+    /// Decides on a send whose conversation is in memory.
+    pub(crate) fn send<E: Effects>(
+        &mut self,
+        now: Now,
+        send: &SendMail,
+        body: &str,
+        looked_up: LookedUp,
+        fx: &mut E,
+    ) -> Result<(), LookupNeeded> {
+        let id = send.conversation;
+        let hash = body_hash(send.kind, send.reply_to, send.target_seq, body.as_bytes());
+        let key = dedup::key(id, send);
+        let fingerprint = self.window.fingerprint(&key);
+        let in_memory = self.window.get(fingerprint);
+        let entry = self.loaded(id).expect("a send runs in memory");
+        let state = entry.state.as_ref().expect("loaded");
+        let (is_member, head, loaded_time_ms) =
+            (state.member(send.request.user).is_some(), state.head, entry.loaded_time_ms);
+        if !is_member {
+            refuse(fx, send.request, Some(id), Some(send), ErrorCode::NotFound, 0);
+            return Ok(());
+        }
+        if let Some(used) = in_memory.or(looked_up.used()) {
+            self.repeated(send, hash, used, fx);
+            return Ok(());
+        }
+        if looked_up == LookedUp::NotYet && self.may_be_stored(id, loaded_time_ms, send) {
+            return Err(LookupNeeded);
+        }
+        if send.target_seq > head || send.reply_to > head {
+            refuse(fx, send.request, Some(id), Some(send), ErrorCode::BadCursor, 0);
+        } else if send.id.time_ms().is_some_and(|time| time + WINDOW_MS < now.wall_ms) {
+            refuse(fx, send.request, Some(id), Some(send), ErrorCode::IdExpired, 0);
+        } else {
+            self.propose(now, send, body, hash, fingerprint, fx);
+        }
+        Ok(())
+    }
+
+    fn may_be_stored(&mut self, id: ConversationId, loaded_time_ms: u64, send: &SendMail) -> bool {
+        let slot = self.slots[slot_of(id)].as_ref().expect("owned");
+        let state = slot.conversations[&id].state.as_ref().expect("loaded");
+        self.window.may_be_stored(state, loaded_time_ms, send.id)
+    }
+
+    /// The id was used before: the same answer, or a conflict.
+    fn repeated<E: Effects>(&mut self, send: &SendMail, hash: u64, used: Used, fx: &mut E) {
+        let id = send.conversation;
+        if used.body_hash != hash {
+            return refuse(fx, send.request, Some(id), Some(send), ErrorCode::IdConflict, 0);
+        }
+        if used.pending {
+            let entry = self.loaded(id).expect("pending means loaded");
+            let first = entry.state.as_ref().expect("loaded").head + 1;
+            let proposal = entry.pending.get_mut((used.seq - first) as usize).expect("pending ids are proposals");
+            proposal.waiters.push((send.request, send.fence));
+            return;
+        }
+        self.counters.repeated += 1;
+        let stored = Mail::Stored {
+            request: send.request,
+            conversation: id,
+            id: send.id,
+            seq: used.seq,
+            time_ms: used.time_ms,
+            dup: true,
+        };
+        fx.post(&Letter { to: Address::User(send.request.user), mail: stored, payload: &[] });
+    }
+
+    fn propose<E: Effects>(
+        &mut self,
+        now: Now,
+        send: &SendMail,
+        body: &str,
+        body_hash: u64,
+        fingerprint: Fingerprint,
+        fx: &mut E,
+    ) {
+        let id = send.conversation;
+        let pending_max = self.limits.pending_per_conversation_max as usize;
+        let over = self.staging.bytes.len() > self.limits.pending_bytes_max as usize
+            || self.loaded(id).expect("loaded").pending.len() >= pending_max;
+        if over || self.is_stalled(now) {
+            self.counters.pending_refused += 1;
+            let code = if over { ErrorCode::Overloaded } else { ErrorCode::Unavailable };
+            let letter = Letter { to: Address::Conversation(id), mail: Mail::Send(*send), payload: &[] };
+            return self.refuse_letter(&letter, code, 1_000, fx);
+        }
+        let entry = self.loaded(id).expect("loaded");
+        let before = entry.proposed;
+        let record = Conversation::decide(&before, send, body, body_hash, now.wall_ms);
+        entry.proposed = Proposed { head: record.seq, countable: record.countable, time_ms: record.time_ms };
+        let waiters = vec![(send.request, send.fence)];
+        entry.pending.push_back(Proposal { id: send.id, fingerprint, before, submitted: false, waiters });
+        let used = Used { seq: record.seq, body_hash, time_ms: record.time_ms, pending: true };
+        self.window.propose(fingerprint, used);
+        self.staging.add(&record);
+    }
+
+    /// Whether storage has owed an answer for longer than a send may wait (P10).
+    fn is_stalled(&self, now: Now) -> bool {
+        self.staging.in_flight_since.is_some_and(|since| now.monotonic_ms >= since + self.limits.commit_wait_ms)
+    }
+
+    /// When the group in flight will have kept its senders waiting too long.
+    pub(crate) fn stall_deadline(&self) -> Option<u64> {
+        let since = self.staging.in_flight_since.filter(|_| !self.staging.given_up)?;
+        Some(since + self.limits.commit_wait_ms)
+    }
+
+    /// Nothing is staged or in flight.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.staging.in_flight_since.is_none() && self.staging.items.is_empty()
+    }
+
+    /// Stages the control record of a read mark that is due.
+    pub(crate) fn stage_read_mark(&mut self, now: Now, id: ConversationId, user: UserId) {
+        let Some(entry) = self.loaded(id) else { return };
+        let state = entry.state.as_ref().expect("loaded");
+        let Some(member) = state.member(user) else { return };
+        let record = state.decide_read_mark(member, now.wall_ms);
+        self.staging.add(&record);
+    }
+
+    /// Hands the next group to storage, unless it still has the last one.
+    pub(crate) fn submit<E: Effects>(&mut self, now: Now, fx: &mut E) {
+        if self.staging.in_flight_since.is_some() || self.staging.items.is_empty() || !self.serving {
+            return;
+        }
+        let mut group = self.staging.take_group();
+        for part in &mut group.parts {
+            let slot = self.slots[usize::from(part.slot)].as_ref().expect("staged for owned slots");
+            part.epoch = slot.epoch;
+            part.expected_lsn = slot.next_lsn;
+        }
+        for item in std::mem::take(&mut self.staging.items) {
+            if let Some(entry) = self.loaded(item.conversation) {
+                for proposal in entry.pending.iter_mut().rev().take_while(|proposal| !proposal.submitted) {
+                    proposal.submitted = true;
+                }
+            }
+        }
+        self.staging.in_flight_since = Some(now.monotonic_ms);
+        self.staging.given_up = false;
+        self.counters.groups += 1;
+        fx.storage(StorageRequest::Append(group));
+    }
+
+    /// A group's outcomes.
+    pub(crate) fn appended<E: Effects>(&mut self, now: Now, mut group: AppendGroup, outcomes: &[Outcome], fx: &mut E) {
+        assert_eq!(group.parts.len(), outcomes.len(), "storage answers every part");
+        self.staging.in_flight_since = None;
+        let mut refused = false;
+        for (part, &outcome) in group.parts.iter().zip(outcomes) {
+            let bytes = &group.bytes[part.bytes.start as usize..part.bytes.end as usize];
+            match outcome {
+                Outcome::Committed => self.committed(part, bytes, fx),
+                Outcome::Fenced | Outcome::Conflict => {
+                    self.slots[usize::from(part.slot)].as_mut().expect("owned").phase = Phase::Fenced;
+                    self.counters.fenced += 1;
+                    self.not_written(now, bytes, ErrorCode::NotOwner, fx);
+                    refused = true;
+                }
+                Outcome::Refused(_) => {
+                    self.counters.appends_refused += 1;
+                    self.not_written(now, bytes, ErrorCode::Unavailable, fx);
+                    refused = true;
+                }
+            }
+        }
+        if refused {
+            // What was staged behind a refused proposal counts on its seq.
+            self.take_back_staged(now, ErrorCode::Unavailable, fx);
+        }
+        group.parts.clear();
+        group.bytes.clear();
+        self.staging.spare = group;
+    }
+
+    fn committed<E: Effects>(&mut self, part: &Part, bytes: &[u8], fx: &mut E) {
+        let slot = self.slots[usize::from(part.slot)].as_mut().expect("owned");
+        slot.next_lsn = part.expected_lsn + u64::from(part.records);
+        for (lsn, bytes) in (part.expected_lsn..).zip(prefixed(bytes)) {
+            let record = Record::read(bytes).expect("written by this shard");
+            self.apply(lsn, &record, bytes, true, fx);
+        }
+    }
+
+    /// Records that were certainly not written: their proposals go back, and those behind them.
+    fn not_written<E: Effects>(&mut self, now: Now, bytes: &[u8], code: ErrorCode, fx: &mut E) {
+        for bytes in prefixed(bytes) {
+            let record = Record::read(bytes).expect("written by this shard");
+            match record.class {
+                Class::Message(_) => self.take_back(record.conversation, true, code, fx),
+                Class::ReadMark => self.schedule_mark(now, record.conversation, record.author),
+            }
+        }
+    }
+
+    /// Takes back everything that storage has not been given.
+    fn take_back_staged<E: Effects>(&mut self, now: Now, code: ErrorCode, fx: &mut E) {
+        let bytes = std::mem::take(&mut self.staging.bytes);
+        for item in std::mem::take(&mut self.staging.items) {
+            let record = Record::read(&bytes[item.start as usize..item.end as usize]).expect("written by this shard");
+            match record.class {
+                Class::Message(_) => self.take_back(item.conversation, false, code, fx),
+                Class::ReadMark => self.schedule_mark(now, record.conversation, record.author),
+            }
+        }
+        self.staging.bytes = bytes;
+        self.staging.bytes.clear();
+    }
+
+    /// Takes back a conversation's proposals, all or those not submitted, and answers who waits.
+    fn take_back<E: Effects>(&mut self, id: ConversationId, submitted: bool, code: ErrorCode, fx: &mut E) {
+        let Some(entry) = self.loaded(id) else { return };
+        let mut taken = VecDeque::new();
+        while let Some(proposal) = entry.pending.pop_back_if(|last| submitted || !last.submitted) {
+            entry.proposed = proposal.before;
+            taken.push_front(proposal);
+        }
+        for proposal in taken {
+            let used = self.window.get(proposal.fingerprint);
+            self.window.take_back(proposal.fingerprint);
+            debug_assert!(used.is_some_and(|used| used.pending));
+            self.answer_waiters(id, proposal.id, proposal.waiters, code, fx);
+        }
+    }
+
+    fn answer_waiters<E: Effects>(
+        &mut self,
+        conversation: ConversationId,
+        id: ClientMessageId,
+        waiters: Vec<(Request, u32)>,
+        code: ErrorCode,
+        fx: &mut E,
+    ) {
+        for (request, fence) in waiters {
+            self.fences.failed(request.session, conversation, fence);
+            let (conversation, id) = (Some(conversation), Some(id));
+            let refused = Mail::Refused { request, conversation, id, code, after_ms: 1_000, fence };
+            fx.post(&Letter { to: Address::User(request.user), mail: refused, payload: &[] });
+        }
+    }
+
+    /// P10: who has waited too long is told that the outcome is unknown. The group stays with storage;
+    /// a repeat of the same id joins it.
+    pub(crate) fn give_up<E: Effects>(&mut self, now: Now, fx: &mut E) {
+        if self.staging.given_up || !self.is_stalled(now) {
+            return;
+        }
+        self.staging.given_up = true;
+        self.counters.stalls += 1;
+        self.take_back_staged(now, ErrorCode::Unavailable, fx);
+        let mut waiting = Vec::new();
+        for slot in self.slots.iter_mut().flatten() {
+            for (&id, entry) in &mut slot.conversations {
+                for proposal in &mut entry.pending {
+                    waiting.push((id, proposal.id, std::mem::take(&mut proposal.waiters)));
+                }
+            }
+        }
+        // The order of a hash map is no order: sort, so that one seed gives one history.
+        waiting.sort_by_key(|(conversation, ..)| *conversation);
+        for (conversation, id, waiters) in waiting {
+            self.answer_waiters(conversation, id, waiters, ErrorCode::Unavailable, fx);
+        }
+    }
+
+    /// Takes a committed record into the state, into the rows for the views, and tells who must know.
+    pub(crate) fn apply<E: Effects>(&mut self, lsn: u64, record: &Record<'_>, bytes: &[u8], live: bool, fx: &mut E) {
+        let id = record.conversation;
+        let slot = self.slots[slot_of(id)].as_mut().expect("owned");
+        let entry = slot.conversations.get_mut(&id).expect("records are applied in memory");
+        let state = entry.state.as_mut().expect("records are applied in memory");
+        let delivered_all = state.delivered_all.value;
+        let read_all = state.read_all.value;
+        if !state.apply(lsn, record) {
+            return;
+        }
+        if let Class::Message(kind) = record.class {
+            let ticks = state.delivered_all.value > delivered_all || state.read_all.value > read_all;
+            entry.trim_recent(&self.overlay);
+            let mut key = [0; 25];
+            key[..17].copy_from_slice(&id.key());
+            key[17..].copy_from_slice(&record.seq.to_be_bytes());
+            entry.recent.push_back(self.overlay.push(Space::History, &key, bytes));
+            self.message_applied(kind, record, live, fx);
+            if live && ticks {
+                self.send_ticks(id, None, fx);
+            }
+        }
+        self.set_dirty(id);
+    }
+
+    fn message_applied<E: Effects>(&mut self, kind: Kind, record: &Record<'_>, live: bool, fx: &mut E) {
+        let id = record.conversation;
+        let message = MessageMail {
+            conversation: id,
+            seq: record.seq,
+            from: record.author,
+            device: record.device,
+            time_ms: record.time_ms,
+            kind,
+            id: record.id,
+            reply_to: record.reply_to,
+            target_seq: record.target_seq,
+        };
+        let key = dedup::key(id, &send_of(&message));
+        let used = Used { seq: record.seq, body_hash: record.body_hash, time_ms: record.time_ms, pending: false };
+        self.overlay.push(Space::Dedup, &key, &used.row());
+        let fingerprint = self.window.fingerprint(&key);
+        self.window.commit(fingerprint, used);
+        self.counters.messages += u64::from(live);
+        let entry = self.loaded(id).expect("just applied");
+        if live {
+            let proposal = entry.pending.pop_front().expect("a live record was proposed");
+            assert_eq!(proposal.fingerprint, fingerprint, "commits come in the order of proposals");
+            for (nth, (request, _)) in proposal.waiters.into_iter().enumerate() {
+                let stored = Mail::Stored {
+                    request,
+                    conversation: id,
+                    id: record.id,
+                    seq: record.seq,
+                    time_ms: record.time_ms,
+                    dup: nth > 0,
+                };
+                fx.post(&Letter { to: Address::User(request.user), mail: stored, payload: &[] });
+            }
+        } else {
+            entry.proposed = entry.state.as_ref().expect("just applied").proposed();
+        }
+        self.publish(&message, record.body, live, fx);
+    }
+
+    /// Tells every member's owner: the message itself, or after recovery only that there is something.
+    fn publish<E: Effects>(&mut self, message: &MessageMail, body: &str, live: bool, fx: &mut E) {
+        let id = message.conversation;
+        let slot = self.slots[slot_of(id)].as_ref().expect("owned");
+        let state = slot.conversations[&id].state.as_ref().expect("just applied");
+        for member in &state.members {
+            let user = member.user;
+            if message.seq == member.joined + 1 {
+                let mut key = [0; 25];
+                key[..8].copy_from_slice(&user.0.to_be_bytes());
+                key[8..].copy_from_slice(&id.key());
+                self.overlay.push(Space::Members, &key, &member.joined.to_le_bytes());
+            }
+            let (mail, payload) = if live {
+                let mail = Mail::Message { user, message: *message, change: ChangeNumber::default() };
+                (mail, body.as_bytes())
+            } else if message.seq == member.joined + 1 {
+                (Mail::Dirty { user, conversation: id, head: message.seq }, &[][..])
+            } else {
+                continue;
+            };
+            fx.post(&Letter { to: Address::User(user), mail, payload });
+        }
+    }
+}
+
+/// A send as far as its dedup key goes.
+fn send_of(message: &MessageMail) -> SendMail {
+    SendMail {
+        request: Request {
+            session: wire::mail::SessionAddress { shard: 0, index: 0, generation: 0 },
+            user: message.from,
+            device: message.device,
+            number: 0,
+        },
+        fence: 0,
+        conversation: message.conversation,
+        id: message.id,
+        kind: message.kind,
+        reply_to: message.reply_to,
+        target_seq: message.target_seq,
+    }
+}
+
+impl Staging {
+    fn add(&mut self, record: &Record<'_>) {
+        let start = self.bytes.len() as u32;
+        record.write(&mut self.bytes);
+        let slot = slot_of(record.conversation) as u16;
+        self.items.push(Item { conversation: record.conversation, slot, start, end: self.bytes.len() as u32 });
+    }
+
+    /// The staged records sorted by slot, each slot's in the order in which they were staged.
+    fn take_group(&mut self) -> AppendGroup {
+        let mut group = std::mem::take(&mut self.spare);
+        self.ticket += 1;
+        group.ticket = self.ticket;
+        self.items.sort_by_key(|item| item.slot);
+        for items in self.items.chunk_by(|one, other| one.slot == other.slot) {
+            let start = group.bytes.len() as u32;
+            for item in items {
+                record::write_prefixed(&mut group.bytes, &self.bytes[item.start as usize..item.end as usize]);
+            }
+            group.parts.push(Part {
+                slot: items[0].slot,
+                epoch: 0,
+                expected_lsn: 0,
+                records: items.len() as u32,
+                bytes: start..group.bytes.len() as u32,
+            });
+        }
+        self.bytes.clear();
+        group
+    }
+}

@@ -1,0 +1,409 @@
+//! The owner of users: which sessions a user has, and the numbered stream of what concerns the user.
+//!
+//! Everything bound for a session passes here, in one order, so that an answer never overtakes an
+//! earlier message. Each event gets a change number (epoch of the slot, counter) and stays in a short
+//! tail, from which a reconnect is answered without a read. Nothing here survives a restart, and
+//! nothing has to: a number from an older epoch is answered with a snapshot.
+
+use std::collections::{HashMap, VecDeque};
+
+use slab::Slab;
+use wire::ids::{ChangeNumber, ConversationId, DeviceId, UserId};
+use wire::mail::{self, Address, Letter, Mail, Request, SessionAddress};
+use wire::protocol::{ErrorCode, OpenResult};
+
+use crate::effects::{Effects, Now};
+use crate::fence::Fences;
+use crate::gather::{Gather, Purpose};
+use crate::limits::Limits;
+use crate::owner::own_letter;
+use crate::{Counters, SeededState};
+
+/// Numbers of requests that belong to a gathering, not to a session.
+pub(crate) const GATHER_BIT: u32 = 1 << 31;
+/// Checkpoints after which a new membership is surely in the views, whichever shard wrote it when.
+const CHECKPOINTS_UNTIL_STORED: u64 = 4;
+
+#[derive(Debug, Clone, Copy)]
+struct UserSession {
+    address: SessionAddress,
+    device: DeviceId,
+    /// Its `opened` has not been sent: events wait in the tail.
+    opening: bool,
+}
+
+/// What a user with recent events has; a user without has none of it.
+#[derive(Debug, Default)]
+struct Tail {
+    /// Letters as they were sent, each with its change counter.
+    letters: VecDeque<(u64, Vec<u8>)>,
+    bytes: usize,
+    /// All changes above it are in `letters`.
+    floor: u64,
+    /// Conversations by the counter of their last change.
+    changed: Vec<(ConversationId, u64)>,
+    /// All changes above it are in `changed`.
+    changed_floor: u64,
+}
+
+#[derive(Debug)]
+struct User {
+    sessions: Vec<UserSession>,
+    tail: Option<Box<Tail>>,
+    /// Nothing that concerns the user happened between it and the tail's floor.
+    floor: u64,
+}
+
+/// All users of one shard.
+#[derive(Debug)]
+pub(crate) struct Users {
+    pub limits: Limits,
+    epoch: u64,
+    /// The last change number given out by this shard; users share the counter.
+    counter: u64,
+    known: HashMap<UserId, User, SeededState>,
+    /// Users without a session, the longest idle first. May name users who came back.
+    idle: VecDeque<UserId>,
+    tails_bytes: usize,
+    fences: Fences,
+    pub gathers: Slab<Gather>,
+    /// Gatherings that could not post all they wanted.
+    pub stuck: Vec<usize>,
+    /// Memberships that the views may lack.
+    new_members: HashMap<UserId, Vec<ConversationId>, SeededState>,
+    new_members_order: VecDeque<(u64, UserId, ConversationId)>,
+    checkpoints: u64,
+    pub counters: Counters,
+}
+
+impl Users {
+    pub(crate) fn new(limits: Limits, epoch: u64, seed: u64) -> Self {
+        let state = SeededState::new(seed);
+        Self {
+            limits,
+            epoch,
+            counter: 0,
+            known: HashMap::with_hasher(state),
+            idle: VecDeque::new(),
+            tails_bytes: 0,
+            fences: Fences::new(1 << 16, state),
+            gathers: Slab::new(),
+            stuck: Vec::new(),
+            new_members: HashMap::with_hasher(state),
+            new_members_order: VecDeque::new(),
+            checkpoints: 0,
+            counters: Counters::default(),
+        }
+    }
+
+    pub(crate) fn now_change(&self) -> ChangeNumber {
+        ChangeNumber { epoch: self.epoch, counter: self.counter }
+    }
+
+    /// A letter for a user's owner.
+    pub(crate) fn letter<E: Effects>(&mut self, now: Now, user: UserId, letter: &Letter<'_>, fx: &mut E) {
+        match letter.mail {
+            Mail::Open { request, after, window } => self.open(request, after, window, fx),
+            Mail::Detach { request } => self.detach(request),
+            Mail::List { request, skip, limit } => {
+                self.gather(request, Purpose::List { skip, limit }, fx);
+            }
+            Mail::Changes { request, after, limit } => self.changes(request, after, limit, fx),
+            Mail::Send(_) | Mail::Mark { .. } | Mail::Pull { .. } | Mail::Signalling { .. } => self.pass_on(letter, fx),
+            Mail::Summary { request, .. } => self.summarised(request, letter, fx),
+            Mail::Refused { request, code, .. } if request.number & GATHER_BIT != 0 => {
+                self.summary_refused(request, code, fx);
+            }
+            Mail::Stored { request, .. }
+            | Mail::Marked { request }
+            | Mail::Page { request, .. }
+            | Mail::Refused { request, .. } => {
+                fx.post(&Letter { to: Address::Session(request.session), ..*letter });
+            }
+            Mail::Message { .. } | Mail::Tick { .. } | Mail::MarkMoved { .. } | Mail::Dirty { .. } => {
+                self.event(user, letter, fx);
+            }
+            Mail::Signal { .. } => self.push_to_sessions(user, letter, None, fx),
+            Mail::Summarise { .. } | Mail::Listed { .. } | Mail::Superseded { .. } | Mail::DirtyAll { .. } => {
+                unreachable!("not for a user's owner: {:?}", letter.mail)
+            }
+        }
+        let _ = now;
+    }
+
+    /// A request on its way from a session to a conversation's owner.
+    fn pass_on<E: Effects>(&mut self, letter: &Letter<'_>, fx: &mut E) {
+        let (request, conversation) = match letter.mail {
+            Mail::Signalling { request, conversation, .. } => (request, conversation),
+            ref mail => crate::owner::request_of(mail).expect("matched by the caller"),
+        };
+        let send = if let Mail::Send(send) = &letter.mail { Some(send) } else { None };
+        let held_back = send.is_some_and(|send| self.fences.blocks(send));
+        if !held_back && fx.post(&Letter { to: Address::Conversation(conversation), ..*letter }) {
+            return;
+        }
+        if let Some(send) = send {
+            self.fences.failed(request.session, conversation, send.fence);
+        }
+        self.counters.mailbox_refused += u64::from(!held_back);
+        let mail = Mail::Refused {
+            request,
+            conversation: Some(conversation),
+            id: send.map(|send| send.id),
+            code: if held_back { ErrorCode::Retry } else { ErrorCode::Overloaded },
+            after_ms: if held_back { 0 } else { 1_000 },
+            fence: send.map_or(0, |send| send.fence),
+        };
+        fx.post(&Letter { to: Address::Session(request.session), mail, payload: &[] });
+    }
+
+    /// A session wants to be told what concerns its user, from `after` on.
+    fn open<E: Effects>(&mut self, request: Request, after: Option<ChangeNumber>, window: u32, fx: &mut E) {
+        let (counter, sessions_max) = (self.counter, self.limits.sessions_per_user_max as usize);
+        let user =
+            self.known.entry(request.user).or_insert_with(|| User { sessions: Vec::new(), tail: None, floor: counter });
+        if let Some(at) = user.sessions.iter().position(|session| session.device == request.device) {
+            let session = user.sessions.swap_remove(at).address;
+            self.counters.sessions_superseded += 1;
+            fx.post(&Letter { to: Address::Session(session), mail: Mail::Superseded { session }, payload: &[] });
+        }
+        if user.sessions.len() >= sessions_max {
+            self.counters.sessions_refused += 1;
+            return refuse_session(request, ErrorCode::TooManySessions, fx);
+        }
+        user.sessions.push(UserSession { address: request.session, device: request.device, opening: true });
+        self.counters.sessions_opened += 1;
+        let ahead = after.is_some_and(|after| after > ChangeNumber { epoch: self.epoch, counter });
+        let reach = after.filter(|after| !ahead && after.epoch == self.epoch).map(|after| after.counter);
+        match reach {
+            Some(after) if user.has_tail_after(after) => {
+                self.counters.replays += 1;
+                self.opened(request, OpenResult::Replay, after, &[], false, false, fx);
+            }
+            Some(after) if user.tail.as_ref().is_some_and(|tail| after >= tail.changed_floor) => {
+                self.counters.deltas += 1;
+                let changed = user.changed_after(after);
+                self.gather(request, Purpose::Delta { changed }, fx);
+            }
+            _ => {
+                self.counters.snapshots += 1;
+                self.gather(request, Purpose::Snapshot { window, ahead }, fx);
+            }
+        }
+    }
+
+    /// Sends the one answer to `open`, then everything that happened after `since`.
+    #[expect(clippy::too_many_arguments, reason = "the fields of one letter")]
+    pub(crate) fn opened<E: Effects>(
+        &mut self,
+        request: Request,
+        result: OpenResult,
+        since: u64,
+        summaries: &[u8],
+        more: bool,
+        ahead: bool,
+        fx: &mut E,
+    ) {
+        let change = ChangeNumber { epoch: self.epoch, counter: since };
+        let mail = Mail::Listed { request, result, change, more, next: 0, ahead };
+        let to = Address::Session(request.session);
+        fx.post(&Letter { to, mail, payload: summaries });
+        let Some(user) = self.known.get_mut(&request.user) else { return };
+        let Some(session) = user.sessions.iter_mut().find(|session| session.address == request.session) else { return };
+        session.opening = false;
+        for (_, bytes) in user.tail.iter().flat_map(|tail| &tail.letters).filter(|(counter, _)| *counter > since) {
+            fx.post(&Letter { to, ..own_letter(bytes) });
+        }
+    }
+
+    /// Whether everything after `since` can still be sent from the tail.
+    pub(crate) fn has_tail_after(&self, user: UserId, since: u64) -> bool {
+        self.known.get(&user).is_some_and(|user| user.has_tail_after(since))
+    }
+
+    fn changes<E: Effects>(&mut self, request: Request, after: ChangeNumber, limit: u32, fx: &mut E) {
+        let changed = self
+            .known
+            .get(&request.user)
+            .filter(|user| {
+                after.epoch == self.epoch && after.counter <= self.counter && user.has_changes_after(after.counter)
+            })
+            .map(|user| user.changed_after(after.counter));
+        if let Some(mut changed) = changed {
+            changed.truncate(limit.clamp(1, 100) as usize);
+            return self.gather(request, Purpose::Changes { changed }, fx);
+        }
+        let (change, result) = (self.now_change(), OpenResult::Snapshot);
+        let mail = Mail::Listed { request, result, change, more: false, next: 0, ahead: false };
+        fx.post(&Letter { to: Address::Session(request.session), mail, payload: &[] });
+    }
+
+    fn detach(&mut self, request: Request) {
+        let Some(user) = self.known.get_mut(&request.user) else { return };
+        user.sessions.retain(|session| session.address != request.session);
+        if user.sessions.is_empty() {
+            user.sessions = Vec::new();
+            self.idle.push_back(request.user);
+        }
+        self.forget_idle();
+    }
+
+    /// Forgets users who have been without a session for the longest time, down to the limits.
+    fn forget_idle(&mut self) {
+        while self.idle.len() > self.limits.idle_users_max as usize
+            || (self.tails_bytes > self.limits.tails_bytes_max as usize && !self.idle.is_empty())
+        {
+            let oldest = self.idle.pop_front().expect("not empty");
+            if self.known.get(&oldest).is_some_and(|user| user.sessions.is_empty()) {
+                let user = self.known.remove(&oldest).expect("just seen");
+                self.tails_bytes -= user.tail.map_or(0, |tail| tail.bytes);
+            }
+        }
+    }
+
+    /// Something concerns a user: number it, remember it, push it.
+    fn event<E: Effects>(&mut self, id: UserId, letter: &Letter<'_>, fx: &mut E) {
+        let (conversation, author_device, is_new) = match letter.mail {
+            Mail::Message { message, .. } => {
+                let own = (message.from == id).then_some(message.device);
+                (message.conversation, own, message.seq == 1)
+            }
+            Mail::MarkMoved { conversation, device, .. } => (conversation, Some(device), false),
+            Mail::Tick { conversation, .. } => (conversation, None, false),
+            Mail::Dirty { conversation, .. } => (conversation, None, true),
+            ref other => unreachable!("not an event: {other:?}"),
+        };
+        if is_new {
+            self.note_membership(id, conversation);
+        }
+        let Some(user) = self.known.get_mut(&id) else { return };
+        self.counter += 1;
+        let change = ChangeNumber { epoch: self.epoch, counter: self.counter };
+        let letter = Letter { mail: with_change(letter.mail, change), ..*letter };
+        let before = user.tail.as_ref().map_or(0, |tail| tail.bytes);
+        let floor = user.floor;
+        let tail = user.tail.get_or_insert_with(|| Box::new(Tail { floor, changed_floor: floor, ..Tail::default() }));
+        tail.push(self.counter, conversation, &letter, &self.limits);
+        self.tails_bytes = self.tails_bytes + tail.bytes - before;
+        self.push_to_sessions(id, &letter, author_device, fx);
+        if self.tails_bytes > self.limits.tails_bytes_max as usize {
+            self.forget_idle();
+        }
+    }
+
+    /// Posts to the user's open sessions, except to the device that caused it.
+    fn push_to_sessions<E: Effects>(&self, user: UserId, letter: &Letter<'_>, except: Option<DeviceId>, fx: &mut E) {
+        let Some(user) = self.known.get(&user) else { return };
+        for session in user.sessions.iter().filter(|session| !session.opening && Some(session.device) != except) {
+            fx.post(&Letter { to: Address::Session(session.address), ..*letter });
+        }
+    }
+
+    fn note_membership(&mut self, user: UserId, conversation: ConversationId) {
+        let known = self.new_members.entry(user).or_default();
+        if !known.contains(&conversation) {
+            known.push(conversation);
+            self.new_members_order.push_back((self.checkpoints, user, conversation));
+        }
+    }
+
+    /// Conversations of `user` that the views may lack.
+    pub(crate) fn new_memberships(&self, user: UserId) -> &[ConversationId] {
+        self.new_members.get(&user).map_or(&[], Vec::as_slice)
+    }
+
+    pub(crate) fn checkpoint_done(&mut self) {
+        self.checkpoints += 1;
+        while let Some((_, user, conversation)) =
+            self.new_members_order.pop_front_if(|entry| entry.0 + CHECKPOINTS_UNTIL_STORED <= self.checkpoints)
+        {
+            if let Some(known) = self.new_members.get_mut(&user) {
+                known.retain(|known| *known != conversation);
+                if known.is_empty() {
+                    self.new_members.remove(&user);
+                }
+            }
+        }
+    }
+
+    /// Events from one shard were lost: nobody may believe the tail, and every session opens again.
+    pub(crate) fn resync_all<E: Effects>(&mut self, fx: &mut E) {
+        self.counter += 1;
+        let mut sessions = Vec::new();
+        for (&id, user) in &mut self.known {
+            user.floor = self.counter;
+            self.tails_bytes -= user.tail.take().map_or(0, |tail| tail.bytes);
+            sessions.extend(user.sessions.iter().map(|session| (id, session.address, session.device)));
+        }
+        // The order of a hash map is no order: sort, so that one seed gives one history.
+        sessions.sort_by_key(|(_, address, _)| *address);
+        for (user, session, device) in sessions {
+            let request = Request { session, user, device, number: crate::sessions::Asked::Open as u32 };
+            refuse_session(request, ErrorCode::Overloaded, fx);
+        }
+    }
+
+    pub(crate) fn counter(&self) -> u64 {
+        self.counter
+    }
+
+    /// Users known, users without a session, and bytes of tails.
+    pub(crate) fn sizes(&self) -> (usize, usize, usize) {
+        (self.known.len(), self.idle.len(), self.tails_bytes)
+    }
+}
+
+impl User {
+    fn has_tail_after(&self, counter: u64) -> bool {
+        counter >= self.tail.as_ref().map_or(self.floor, |tail| tail.floor)
+    }
+
+    fn has_changes_after(&self, counter: u64) -> bool {
+        counter >= self.tail.as_ref().map_or(self.floor, |tail| tail.changed_floor)
+    }
+
+    fn changed_after(&self, counter: u64) -> Vec<ConversationId> {
+        let changed = self.tail.iter().flat_map(|tail| &tail.changed);
+        changed.filter(|(_, at)| *at > counter).map(|(conversation, _)| *conversation).collect()
+    }
+}
+
+impl Tail {
+    fn push(&mut self, counter: u64, conversation: ConversationId, letter: &Letter<'_>, limits: &Limits) {
+        let mut bytes = Vec::with_capacity(letter.payload.len() + 192);
+        mail::write(&mut bytes, letter);
+        self.bytes += bytes.len();
+        self.letters.push_back((counter, bytes));
+        while self.letters.len() > limits.tail_letters_max as usize || self.bytes > limits.tail_bytes_max as usize {
+            let (counter, bytes) = self.letters.pop_front().expect("longer than its limits");
+            self.bytes -= bytes.len();
+            self.floor = counter;
+        }
+        match self.changed.iter_mut().find(|(known, _)| *known == conversation) {
+            Some(known) => known.1 = counter,
+            None => self.changed.push((conversation, counter)),
+        }
+        if self.changed.len() > limits.changed_max as usize {
+            let oldest = (0..self.changed.len()).min_by_key(|&at| self.changed[at].1).expect("not empty");
+            self.changed_floor = self.changed.swap_remove(oldest).1;
+        }
+    }
+}
+
+fn with_change(mail: Mail, change: ChangeNumber) -> Mail {
+    match mail {
+        Mail::Message { user, message, .. } => Mail::Message { user, message, change },
+        Mail::Tick { user, conversation, delivered_all, read_all, .. } => {
+            Mail::Tick { user, conversation, delivered_all, read_all, change }
+        }
+        Mail::MarkMoved { user, device, conversation, delivered, read, .. } => {
+            Mail::MarkMoved { user, device, conversation, delivered, read, change }
+        }
+        other => other,
+    }
+}
+
+pub(crate) fn refuse_session<E: Effects>(request: Request, code: ErrorCode, fx: &mut E) {
+    let mail = Mail::Refused { request, conversation: None, id: None, code, after_ms: 1_000, fence: 0 };
+    fx.post(&Letter { to: Address::Session(request.session), mail, payload: &[] });
+}
