@@ -39,6 +39,7 @@ class Client:
     """One device of one user. Frames are kept in the order in which they came, in `seen`."""
 
     def __init__(self, server, user, device="1", *, token=None, open=True, bearer=False, **fields):
+        self.server = server
         self.user = str(user)
         self.device = str(device)
         self.token = token or server.token(user, device)

@@ -1,0 +1,60 @@
+"""Fixtures of the end-to-end tests: bystanders, counters of refusals, disks."""
+
+import contextlib
+import os
+
+import pytest
+
+from harness.client import Client
+from harness.disk import Disk
+from harness.places import wait_until
+
+
+@pytest.fixture(scope="module")
+def bystanders(shared_server):
+    """Two people who have been talking since before anything bad began."""
+    with Client(shared_server, 11) as one, Client(shared_server, 12) as other:
+        yield one, other
+
+
+@pytest.fixture
+def others_go_on(bystanders):
+    """After the test, on the same two connections, a message still goes through."""
+    yield
+    one, other = bystanders
+    stored = one.send(other.user, "still here?")
+    assert other.expect("message", seq=stored["seq"])["body"] == "still here?"
+    other.beat()
+    one.beat()
+
+
+@pytest.fixture
+def refused(shared_server):
+    """What happens inside must move a counter of refusals whose name or label speaks of `about`."""
+
+    @contextlib.contextmanager
+    def counted(about):
+        before = shared_server.metrics()
+        yield
+        wait_until(
+            lambda: [name for name in shared_server.metrics().grown_since(before) if about in name],
+            f"a counter about {about} moves",
+        )
+
+    return counted
+
+
+@pytest.fixture
+def make_disk(directory):
+    """Makes disks that are unmounted after the test; servers on them are stopped before."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a file system needs root, run ./test e2e as root")
+    disks = []
+
+    def make(name="disk", size_mb=None, like=None):
+        disks.append(like.copy_as_after_a_power_cut(directory, name) if like else Disk(directory, name, size_mb=size_mb))
+        return disks[-1]
+
+    yield make
+    for disk in disks:
+        disk.close()
