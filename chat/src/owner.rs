@@ -31,8 +31,6 @@ pub enum Phase {
     Opening,
     /// Open for commands.
     Serving,
-    /// A row or record of this slot failed its check: nothing of it is served any more.
-    Damaged,
     /// A higher epoch owns it.
     Fenced,
 }
@@ -218,7 +216,6 @@ impl Owner {
         match self.slots[slot_of(id)].as_ref().map(|slot| slot.phase) {
             Some(Phase::Serving) => Ok(()),
             Some(Phase::Opening) => Err((ErrorCode::Unavailable, 500)),
-            Some(Phase::Damaged) => Err((ErrorCode::Damaged, 0)),
             Some(Phase::Fenced) | None => Err((ErrorCode::NotOwner, 1_000)),
         }
     }
@@ -383,25 +380,18 @@ impl Owner {
         let slot = self.slots[slot_of(id)].as_mut().expect("loads are for owned slots");
         let entry = slot.conversations.remove(&id).expect("an entry waits for its load");
         self.conversations -= 1;
+        // A checkpoint would pass over records that were not applied: they would be lost without a trace.
         let replaying = entry.parked.iter().any(|parked| matches!(parked.what, Waiting::Replay(_)));
-        if replaying {
-            // Without its records the slot's history would be short: nothing of it may be served.
-            slot.phase = Phase::Damaged;
-        }
+        assert!(!replaying, "cannot recover {id}: {error}");
         let code = match error {
             ReadError::Damaged(_) => ErrorCode::Damaged,
             ReadError::Unavailable(_) => ErrorCode::Unavailable,
         };
         self.counters.read_errors += 1;
-        for Parked { what, bytes } in entry.parked {
+        for Parked { bytes, .. } in entry.parked {
             self.parked_bytes -= bytes.len();
-            if let Waiting::Replay(_) = what {
-                self.replays -= 1;
-            } else {
-                self.refuse_letter(&own_letter(&bytes), code, 1_000, fx);
-            }
+            self.refuse_letter(&own_letter(&bytes), code, 1_000, fx);
         }
-        self.begin_serving(fx);
     }
 
     fn looked_up<E: Effects>(

@@ -357,6 +357,7 @@ impl Sessions {
         if session.unacknowledged.is_empty() {
             session.unacknowledged = VecDeque::new();
         }
+        let caught_up = session.unacknowledged.len() <= self.limits.unacknowledged_max as usize / 2;
         for (conversation, delivered) in marks {
             let request = self.request(key, Asked::Other);
             let mail = Mail::Mark { request, conversation, delivered, read: 0 };
@@ -364,7 +365,10 @@ impl Sessions {
             fx.post(&Letter { to: Address::User(request.user), mail, payload: &[] });
         }
         let client = self.slab[key.0 as usize].client;
-        fx.frame(client, &ServerFrame::Beat { received });
+        let queued = fx.frame(client, &ServerFrame::Beat { received });
+        if caught_up && queued <= self.limits.outbound_bytes_max as usize / 2 {
+            self.drained(key, fx);
+        }
     }
 
     fn mark<E: Effects>(

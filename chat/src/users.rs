@@ -276,8 +276,9 @@ impl Users {
         if is_new {
             self.note_membership(id, conversation);
         }
-        let Some(user) = self.known.get_mut(&id) else { return };
+        // Counted even for a user whom nobody remembers: their next `open` must see that its number is old.
         self.counter += 1;
+        let Some(user) = self.known.get_mut(&id) else { return };
         let change = ChangeNumber { epoch: self.epoch, counter: self.counter };
         let letter = Letter { mail: with_change(letter.mail, change), ..*letter };
         let before = user.tail.as_ref().map_or(0, |tail| tail.bytes);
