@@ -1,4 +1,18 @@
 //! The process: configuration, shards, listeners, REST, authentication and metrics.
+//!
+//! [`shard`] decides, and is pure: no clock, no I/O, no threads, so that the simulator runs the very
+//! same code. [`driver`] owns the loop of one shard, [`node`] starts and stops them all.
 
 pub mod auth;
 pub mod config;
+mod core;
+pub mod counters;
+pub mod driver;
+mod http;
+pub mod node;
+pub mod now;
+mod outbound;
+mod problem;
+pub mod shard;
+mod socket;
+mod table;

@@ -20,6 +20,18 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Start a server for development: everything in one directory, on a loopback address.
+    #[command(after_help = "Examples:\n  \
+        ringway dev\n  \
+        ringway dev --listen 127.0.0.1:9000 --data /tmp/ringway --shards 1\n  \
+        ringway dev --echo      (and a plain echo at ws://127.0.0.1:8800/echo)")]
+    Dev(command::serve::DevArguments),
+    /// Start a server as a configuration says.
+    #[command(after_help = "Examples:\n  \
+        ringway config default > ringway.toml\n  \
+        ringway serve --config ringway.toml\n  \
+        RINGWAY_LOG_FORMAT=json ringway serve --config ringway.toml")]
+    Serve(command::serve::ServeArguments),
     /// Make a token for a user and print it, and nothing else.
     #[command(after_help = "Examples:\n  \
         ringway token --data ringway-data --user 1\n  \
@@ -56,6 +68,8 @@ enum ConfigCommand {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
+        Command::Dev(arguments) => command::serve::dev(&arguments),
+        Command::Serve(arguments) => command::serve::serve(&arguments),
         Command::Token(arguments) => command::token::run(&arguments),
         Command::Config { what: ConfigCommand::Default } => command::print(&gateway::config::default_toml()),
         Command::Config { what: ConfigCommand::Doc } => command::print(&gateway::config::reference()),

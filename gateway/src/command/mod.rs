@@ -5,6 +5,7 @@ use std::path::Path;
 
 use gateway::config::Config;
 
+pub(crate) mod serve;
 pub(crate) mod token;
 
 /// Why a command did not do what it was asked: one sentence with what happened, what it means and what to do.

@@ -1,0 +1,95 @@
+//! What waits to be sent: one queue per connection that has something to say, lent from a pool.
+//!
+//! ```text
+//! frames of this turn --> queue --(one Send per connection and turn)--> in flight --> Sent
+//! ```
+//!
+//! While a send is outstanding, further frames gather in the queue and leave together in the next.
+
+use crate::table::NONE;
+
+/// A queue or buffer with more room than this is not kept for others: one large page must not make
+/// every later small frame cold.
+const KEPT_BYTES_MAX: usize = 16 * 1024;
+/// Buffers kept for reuse.
+const BUFFERS_KEPT_MAX: usize = 4_096;
+
+/// One connection's queue.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    /// Encoded and not yet handed to the ring.
+    pub waiting: Vec<u8>,
+    /// Bytes of the outstanding send; 0: none.
+    pub in_flight: u32,
+    /// When the peer last took something, or the send began.
+    pub progress_ms: u64,
+    next_free: u32,
+}
+
+impl Queue {
+    /// Everything that this client has not taken yet.
+    pub(crate) fn bytes(&self) -> usize {
+        self.waiting.len() + self.in_flight as usize
+    }
+}
+
+/// The queues of all connections that have something to say.
+pub(crate) struct Outbound {
+    queues: Vec<Queue>,
+    free: u32,
+    buffers: Vec<Vec<u8>>,
+}
+
+impl Outbound {
+    pub(crate) fn new() -> Self {
+        Self { queues: Vec::new(), free: NONE, buffers: Vec::new() }
+    }
+
+    /// Lends an empty queue.
+    pub(crate) fn lend(&mut self) -> u32 {
+        if self.free == NONE {
+            self.queues.push(Queue { next_free: NONE, ..Queue::default() });
+            return self.queues.len() as u32 - 1;
+        }
+        let index = self.free;
+        self.free = self.queues[index as usize].next_free;
+        index
+    }
+
+    /// Takes a queue back, whatever is in it.
+    pub(crate) fn give_back(&mut self, index: u32) {
+        let queue = &mut self.queues[index as usize];
+        queue.in_flight = 0;
+        queue.waiting.clear();
+        queue.waiting.shrink_to(KEPT_BYTES_MAX);
+        queue.next_free = self.free;
+        self.free = index;
+    }
+
+    pub(crate) fn get(&mut self, index: u32) -> &mut Queue {
+        &mut self.queues[index as usize]
+    }
+
+    /// Takes all that waits in a queue, to be sent, and leaves it room of the same kind.
+    pub(crate) fn take_waiting(&mut self, index: u32) -> Vec<u8> {
+        let empty = self.buffers.pop().unwrap_or_default();
+        let queue = &mut self.queues[index as usize];
+        assert_eq!(queue.in_flight, 0, "one send per connection is outstanding");
+        queue.in_flight = queue.waiting.len() as u32;
+        std::mem::replace(&mut queue.waiting, empty)
+    }
+
+    /// Keeps a buffer that was sent, for the next.
+    pub(crate) fn reuse(&mut self, mut buffer: Vec<u8>) {
+        if buffer.capacity() <= KEPT_BYTES_MAX && self.buffers.len() < BUFFERS_KEPT_MAX {
+            buffer.clear();
+            self.buffers.push(buffer);
+        }
+    }
+
+    /// Bytes of memory held.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.queues.iter().map(|queue| size_of::<Queue>() + queue.waiting.capacity()).sum::<usize>()
+            + self.buffers.iter().map(Vec::capacity).sum::<usize>()
+    }
+}
