@@ -483,6 +483,7 @@ impl Sessions {
             }
             Mail::Marked { .. } => {}
             Mail::Superseded { .. } => fx.close(client, CloseCode::Superseded),
+            Mail::OpenAgain { .. } => fx.close(client, CloseCode::Overloaded),
             ref other => unreachable!("not for a session: {other:?}"),
         }
     }

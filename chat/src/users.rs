@@ -124,7 +124,11 @@ impl Users {
                 self.event(user, letter, fx);
             }
             Mail::Signal { .. } => self.push_to_sessions(user, letter, None, fx),
-            Mail::Summarise { .. } | Mail::Listed { .. } | Mail::Superseded { .. } | Mail::DirtyAll { .. } => {
+            Mail::Summarise { .. }
+            | Mail::Listed { .. }
+            | Mail::Superseded { .. }
+            | Mail::OpenAgain { .. }
+            | Mail::DirtyAll { .. } => {
                 unreachable!("not for a user's owner: {:?}", letter.mail)
             }
         }
@@ -331,16 +335,15 @@ impl Users {
     pub(crate) fn resync_all<E: Effects>(&mut self, fx: &mut E) {
         self.counter += 1;
         let mut sessions = Vec::new();
-        for (&id, user) in &mut self.known {
+        for user in self.known.values_mut() {
             user.floor = self.counter;
             self.tails_bytes -= user.tail.take().map_or(0, |tail| tail.bytes);
-            sessions.extend(user.sessions.iter().map(|session| (id, session.address, session.device)));
+            sessions.extend(user.sessions.iter().map(|session| session.address));
         }
         // The order of a hash map is no order: sort, so that one seed gives one history.
-        sessions.sort_by_key(|(_, address, _)| *address);
-        for (user, session, device) in sessions {
-            let request = Request { session, user, device, number: crate::sessions::Asked::Open as u32 };
-            refuse_session(request, ErrorCode::Overloaded, fx);
+        sessions.sort_unstable();
+        for session in sessions {
+            fx.post(&Letter { to: Address::Session(session), mail: Mail::OpenAgain { session }, payload: &[] });
         }
     }
 

@@ -195,6 +195,8 @@ pub enum Mail {
     Detach { request: Request },
     /// Another connection of the same device took over: close with the code for it.
     Superseded { session: SessionAddress },
+    /// What concerns the user may have been missed: close so that the client opens again.
+    OpenAgain { session: SessionAddress },
 }
 
 impl Mail {
@@ -215,7 +217,8 @@ impl Mail {
             | Self::Listed { .. }
             | Self::Refused { .. }
             | Self::Detach { .. }
-            | Self::Superseded { .. } => MailClass::Reply,
+            | Self::Superseded { .. }
+            | Self::OpenAgain { .. } => MailClass::Reply,
             Self::Message { .. }
             | Self::Tick { .. }
             | Self::MarkMoved { .. }
@@ -228,7 +231,8 @@ impl Mail {
 
     /// Whether this letter ends a request, and so gives back the credit of one.
     pub fn ends_request(&self) -> bool {
-        self.class() == MailClass::Reply && !matches!(self, Self::Detach { .. } | Self::Superseded { .. })
+        self.class() == MailClass::Reply
+            && !matches!(self, Self::Detach { .. } | Self::Superseded { .. } | Self::OpenAgain { .. })
     }
 }
 
