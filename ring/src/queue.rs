@@ -207,15 +207,20 @@ impl Queue {
     /// Brings out the finished work that the kernel still holds. It runs a few dozen pieces per
     /// call, or as many as the call waits for: so each call asks for what is already there, which
     /// never sleeps, and doubles it.
+    ///
+    /// It ends when a call brings nothing: the kernel's flag alone may stay up with no work behind
+    /// it until more comes, and more may only come when we have gone on.
     fn bring_out(&mut self, counters: &mut RingCounters) -> Result<(), RingError> {
-        loop {
-            let ready = self.ring.completion().len();
-            if ready >= self.ready_max || !self.ring.submission().taskrun() {
-                return Ok(());
-            }
+        let mut ready = self.ring.completion().len();
+        while ready < self.ready_max && self.ring.submission().taskrun() {
             counters.system_calls += 1;
             judge(self.ring.submitter().submit_and_wait(ready), counters)?;
+            let before = std::mem::replace(&mut ready, self.ring.completion().len());
+            if ready == before {
+                break;
+            }
         }
+        Ok(())
     }
 
     fn take(&mut self, counters: &mut RingCounters) {
