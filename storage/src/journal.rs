@@ -108,7 +108,7 @@ pub struct Journal<D: Disk> {
     /// The batch being built; its room is kept.
     buffer: Vec<u8>,
     in_flight: bool,
-    /// Bytes of all batches that this process knows of; only differences mean something.
+    /// Bytes of all batches of records that this process knows of; only differences mean something.
     bytes_total: u64,
     bytes_total_at_mark: u64,
 }
@@ -181,7 +181,7 @@ impl<D: Disk> Journal<D> {
         position(self.tail.segment, self.tail.offset)
     }
 
-    /// Bytes of batches behind the newest checkpoint: what a restart replays.
+    /// Bytes of records behind the newest checkpoint: what a restart replays.
     pub fn bytes_since_checkpoint(&self) -> u64 {
         self.bytes_total - self.bytes_total_at_mark
     }
@@ -234,9 +234,10 @@ impl<D: Disk> Journal<D> {
             disk.sync(&self.file).map_err(|error| SyncFailed { file: segment_name(self.tail.segment), error })?;
             self.in_flight = false;
             self.tail = tail;
-            self.bytes_total += pending.bytes;
-            if let Some(mark) = pending.mark {
-                self.mark = mark;
+            match pending.mark {
+                // Not counted: else each checkpoint would be a reason for the next.
+                Some(mark) => self.mark = mark,
+                None => self.bytes_total += pending.bytes,
             }
         }
         Ok(pending.outcomes)

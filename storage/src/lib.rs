@@ -3,7 +3,9 @@
 pub use storage_seam as seam;
 
 pub mod disk;
+pub mod glommio_disk;
 pub mod journal;
+pub mod lane;
 pub mod planted;
 pub mod recovery;
 pub mod segment;

@@ -15,7 +15,8 @@ use crate::segment::{
     segment_number, segment_of,
 };
 
-const IDENTITY_FILE: &str = "identity";
+/// The file that says who the store is.
+pub const IDENTITY_FILE: &str = "identity";
 /// Bytes read at once.
 const WINDOW_BYTES: usize = 1 << 20;
 
@@ -361,7 +362,7 @@ struct Walk {
     mark_claimed: u64,
     slots: Vec<SlotState>,
     batches: Vec<RecoveredBatch>,
-    /// Position and stored bytes of every batch at or behind the checkpoint.
+    /// Position and stored bytes of every batch of records at or behind the checkpoint.
     sizes: Vec<(Position, u64)>,
     bytes_read: u64,
 }
@@ -382,7 +383,7 @@ impl Walk {
                 Err(what) if successor.is_some() => {
                     return Err(damaged(&segment.name, offset, what));
                 }
-                Err(what) => return self.accept_end(disk, segment, what),
+                Err(what) => return self.accept_end(disk, segment, &what),
             }
         }
         if u64::from(self.tail.offset) == end {
@@ -456,9 +457,9 @@ impl Walk {
         self.mark_claimed = self.mark_claimed.max(header.checkpoint.number);
         self.bytes_read += header.stored_bytes();
         let here = position(self.tail.segment, self.tail.offset);
-        self.sizes.push((here, header.stored_bytes()));
         match header.kind {
             BatchKind::Records => {
+                self.sizes.push((here, header.stored_bytes()));
                 self.batches.push(RecoveredBatch { position: here, parts: header.parts as usize, body: body.to_vec() });
             }
             BatchKind::Checkpoint => {
@@ -475,7 +476,7 @@ impl Walk {
         &mut self,
         disk: &mut D,
         segment: &mut Segment<D::File>,
-        what: String,
+        what: &str,
     ) -> Result<(), OpenError> {
         let cut = u64::from(self.tail.offset);
         let mut offset = cut + BLOCK_BYTES as u64;
@@ -583,13 +584,13 @@ fn sort_names(names: &[String]) -> (Vec<u32>, Vec<String>) {
     // Below a gap lies what was removed, and whose removal a power cut undid. A gap that is damage
     // shows when the checkpoint turns out to lie below it.
     let below = numbers.into_iter().map(segment_name);
-    let unfinished = names.iter().filter(|name| name.ends_with(".new")).cloned();
+    let unfinished = names.iter().filter(|name| name.strip_suffix(".new").is_some()).cloned();
     (counted, below.chain(unfinished).collect())
 }
 
 fn spares<D: Disk>(disk: &mut D, names: &[String]) -> Vec<(String, u64)> {
     let mut spares = Vec::new();
-    for name in names.iter().filter(|name| name.ends_with(".spare")) {
+    for name in names.iter().filter(|name| name.strip_suffix(".spare").is_some()) {
         // One that can not be read is not used, and does no harm.
         if let Ok(file) = disk.open(name) {
             if let Ok(length) = disk.length(&file) {

@@ -20,9 +20,9 @@ pub const CHECKPOINT_RECORD_BYTES: u64 = blocks(BATCH_HEADER_BYTES + TABLE_BYTES
 /// Where the first batch of a segment lies.
 pub const FIRST_BATCH_OFFSET: u32 = BLOCK_BYTES as u32;
 
-const IDENTITY_MAGIC: &[u8; 8] = b"RWSTORE1";
-const SEGMENT_MAGIC: &[u8; 8] = b"RWSEGMT1";
-const BATCH_MAGIC: &[u8; 8] = b"RWBATCH1";
+const IDENTITY_MAGIC: [u8; 8] = *b"RWSTORE1";
+const SEGMENT_MAGIC: [u8; 8] = *b"RWSEGMT1";
+const BATCH_MAGIC: [u8; 8] = *b"RWBATCH1";
 
 /// `bytes` rounded up to whole blocks.
 pub const fn blocks(bytes: usize) -> usize {
@@ -211,7 +211,7 @@ impl Identity {
     /// Writes it into the first bytes of a zeroed block.
     pub fn encode(self, block: &mut [u8]) {
         let mut writer = Writer(block, 0);
-        writer.bytes(IDENTITY_MAGIC);
+        writer.bytes(&IDENTITY_MAGIC);
         writer.u32(FORMAT_VERSION);
         writer.u32(0);
         writer.u64(self.generation);
@@ -231,7 +231,7 @@ impl SegmentHeader {
     /// Writes it into the first bytes of a zeroed block.
     pub fn encode(&self, store_key: u64, block: &mut [u8]) {
         let mut writer = Writer(block, 0);
-        writer.bytes(SEGMENT_MAGIC);
+        writer.bytes(&SEGMENT_MAGIC);
         writer.u32(FORMAT_VERSION);
         writer.u32(self.number);
         writer.u64(store_key);
@@ -266,7 +266,7 @@ impl BatchHeader {
     /// Writes it into the first bytes of a batch and fills in its checksum.
     pub fn encode(&mut self, store_key: u64, batch: &mut [u8]) {
         let mut writer = Writer(batch, 0);
-        writer.bytes(BATCH_MAGIC);
+        writer.bytes(&BATCH_MAGIC);
         writer.u64(store_key);
         writer.u32(match self.kind {
             BatchKind::Records => 1,
@@ -290,7 +290,7 @@ impl BatchHeader {
     pub fn decode(store_key: u64, batch: &[u8]) -> Option<BatchHeader> {
         let header = batch.get(..BATCH_HEADER_BYTES)?;
         let mut reader = Reader(header, 8);
-        if &header[..8] != BATCH_MAGIC || reader.u64() != store_key {
+        if header[..8] != BATCH_MAGIC || reader.u64() != store_key {
             return None;
         }
         let kind = match reader.u32() {
@@ -324,8 +324,8 @@ fn seal(block: &mut [u8], bytes: usize) {
 }
 
 /// Checks magic, version (at byte 8) and checksum of the first `bytes`.
-fn check(block: &[u8], magic: &[u8; 8], bytes: usize) -> Result<(), FormatError> {
-    if block.len() < bytes + 4 || &block[..8] != magic {
+fn check(block: &[u8], magic: [u8; 8], bytes: usize) -> Result<(), FormatError> {
+    if block.len() < bytes + 4 || block[..8] != magic {
         return Err(FormatError::Invalid);
     }
     // Before the checksum: a newer version may be longer and keep its checksum elsewhere.

@@ -21,7 +21,7 @@ impl SimRng {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -31,7 +31,7 @@ impl SimRng {
 
     /// A number below `end`, which is above 0.
     pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
+        self.draw() % end
     }
 
     /// True once in `n` times.
@@ -180,7 +180,7 @@ impl SimDisk {
         if self.dead { Err(DiskError::Io("the machine is dead".into())) } else { Ok(()) }
     }
 
-    fn inode(&mut self, file: &SimFile) -> Result<&mut Inode, DiskError> {
+    fn inode(&mut self, file: SimFile) -> Result<&mut Inode, DiskError> {
         self.inodes.get_mut(&file.0).ok_or(DiskError::NotFound)
     }
 
@@ -227,12 +227,12 @@ impl Disk for SimDisk {
 
     fn length(&mut self, file: &SimFile) -> Result<u64, DiskError> {
         self.operation()?;
-        Ok(self.inode(file)?.length)
+        Ok(self.inode(*file)?.length)
     }
 
     fn truncate(&mut self, file: &SimFile, bytes: u64) -> Result<(), DiskError> {
         self.operation()?;
-        let inode = self.inode(file)?;
+        let inode = self.inode(*file)?;
         if (bytes as usize) < inode.content.len() {
             let first = bytes as usize / SECTOR_BYTES;
             let last = inode.content.len().div_ceil(SECTOR_BYTES);
@@ -261,7 +261,7 @@ impl Disk for SimDisk {
                 _ => self.rng.below(sectors as u64 + 1) as usize,
             },
         };
-        let inode = self.inode(file)?;
+        let inode = self.inode(*file)?;
         let start = offset as usize;
         let end = start + done * SECTOR_BYTES;
         if inode.content.len() < end {
@@ -275,7 +275,7 @@ impl Disk for SimDisk {
 
     fn read_at(&mut self, file: &SimFile, offset: u64, into: &mut [u8]) -> Result<(), DiskError> {
         self.operation()?;
-        let inode = self.inode(file)?;
+        let inode = self.inode(*file)?;
         if offset + into.len() as u64 > inode.length {
             return Err(DiskError::Io("read beyond the end".into()));
         }
@@ -291,11 +291,11 @@ impl Disk for SimDisk {
         self.syncs += 1;
         if std::mem::take(&mut self.faults.fail_next_sync) {
             let mut rng = self.rng.clone();
-            tear(self.inode(file)?, &mut rng);
+            tear(self.inode(*file)?, &mut rng);
             self.rng = rng;
             return Err(DiskError::Io("input/output error".into()));
         }
-        let inode = self.inode(file)?;
+        let inode = self.inode(*file)?;
         inode.undo.clear();
         inode.synced_length = inode.length;
         Ok(())

@@ -48,9 +48,9 @@ impl Model {
     /// Groups of a few shards; slots are few, so that they meet again.
     fn groups(&mut self, epoch: u64) -> Vec<AppendGroup> {
         let mut groups = Vec::new();
-        for shard in 0..1 + self.rng.below(3) {
+        for shard in 0..=self.rng.below(3) {
             let mut group = AppendGroup { ticket: shard, ..AppendGroup::default() };
-            for slot in 0..1 + self.rng.below(3) {
+            for slot in 0..=self.rng.below(3) {
                 let slot = (shard * 4 + slot) as u16;
                 let start = group.bytes.len() as u32;
                 let records = 1 + self.rng.below(3) as u32;
