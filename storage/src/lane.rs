@@ -195,6 +195,11 @@ impl<D: Disk> Lane<D> {
         waiting && now_ms.saturating_sub(self.phase_since_ms) > self.config.views_stall_ms
     }
 
+    /// A checkpoint is on its way.
+    pub fn checkpoint_waits(&self) -> bool {
+        !matches!(self.phase, Phase::Idle)
+    }
+
     /// Writes a batch of what is queued. True: it has to be committed next.
     pub fn write(&mut self, disk: &mut D, out: &mut Outbox) -> Result<bool, SyncFailed> {
         assert!(self.in_flight.is_none(), "one batch at a time");

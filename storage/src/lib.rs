@@ -2,7 +2,11 @@
 
 pub use storage_seam as seam;
 
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+pub mod counters;
 pub mod disk;
+pub mod embedded;
 pub mod glommio_disk;
 pub mod journal;
 pub mod lane;
