@@ -218,6 +218,12 @@ impl Views {
         Ok(gone.len())
     }
 
+    /// The most ingested runs of one map that wait for compaction. Each costs every read a look.
+    pub fn runs_waiting(&self) -> usize {
+        let keyspaces = self.current().map(|engine| engine.keyspaces()).unwrap_or_default();
+        keyspaces.iter().map(|(_, keyspace)| keyspace.tree.l0_run_count()).max().unwrap_or(0)
+    }
+
     /// Closes and opens the store again, which is what fjall wants after an I/O error.
     pub fn reopen(&self) -> Result<(), ViewsError> {
         self.reopen_with(&mut self.writer())
