@@ -561,7 +561,6 @@ def test_slow_clients_lag_and_lose_nothing(make_server, users):
 
     server = make_server().start()
     with Client(server, users[0]) as alice, Client(server, users[1]) as slow, Client(server, users[2]) as carol:
-        slow.socket.recv_bufsize = 1
         conv, body = conversation(*users[:2]), "x" * 16_000
         # Enough to fill the kernel's buffers and the server's bound many times over.
         count = 1200

@@ -4,7 +4,6 @@ import base64
 import os
 import socket
 import struct
-import time
 
 # Ends a test that hangs.
 PATIENCE_SECONDS = 20.0
