@@ -38,6 +38,11 @@ enum Command {
         ringway token --data ringway-data --user 1 --device 7 --ttl 30d\n  \
         ringway token --config ringway.toml --user 1      (signs with the file's first HS256 key)")]
     Token(command::token::Arguments),
+    /// Talk to another user in this terminal.
+    #[command(after_help = "Examples:\n  \
+        ringway chat --token $(ringway token --data ringway-data --user 1) --to 2\n  \
+        ringway chat --url ws://127.0.0.1:8800 --token TOKEN --to 1")]
+    Chat(command::chat::Arguments),
     /// Show, check or document the configuration.
     #[command(after_help = "Examples:\n  \
         ringway config default > ringway.toml\n  \
@@ -71,6 +76,7 @@ fn main() -> ExitCode {
         Command::Dev(arguments) => command::serve::dev(&arguments),
         Command::Serve(arguments) => command::serve::serve(&arguments),
         Command::Token(arguments) => command::token::run(&arguments),
+        Command::Chat(arguments) => command::chat::run(&arguments),
         Command::Config { what: ConfigCommand::Default } => command::print(&gateway::config::default_toml()),
         Command::Config { what: ConfigCommand::Doc } => command::print(&gateway::config::reference()),
         Command::Config { what: ConfigCommand::Check { config } } => command::check_config(&config),

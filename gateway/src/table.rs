@@ -78,7 +78,8 @@ impl Table {
 
     /// Bytes of memory held for entries, without what they lend.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.entries.capacity() * size_of::<Entry>() + self.index.iter().map(|slots| slots.capacity() * 4).sum::<usize>()
+        self.entries.capacity() * size_of::<Entry>()
+            + self.index.iter().map(|slots| slots.capacity() * 4).sum::<usize>()
     }
 
     /// A new connection.

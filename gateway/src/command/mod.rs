@@ -5,6 +5,8 @@ use std::path::Path;
 
 use gateway::config::Config;
 
+pub(crate) mod chat;
+mod chat_socket;
 pub(crate) mod serve;
 pub(crate) mod token;
 
