@@ -21,7 +21,7 @@ pub struct RingCounters {
     pub completions: u64,
     /// Times the completion queue was found to have overflowed into the kernel's memory.
     pub completion_overflows: u64,
-    /// Waits that a signal interrupted.
+    /// Waits that ended early with nothing to tell, as a signal makes them.
     pub interrupted: u64,
     /// Completions of a slot's earlier tenant, which were ignored.
     pub stale_completions: u64,

@@ -16,7 +16,7 @@ use crate::connect::Connecting;
 use crate::counters::RingCounters;
 use crate::doorbell::Doorbell;
 use crate::error::RingError;
-use crate::queue::{Completion, Entered, Key, Queue, Request};
+use crate::queue::{Completion, Key, Queue, Request};
 use crate::seam::{CloseReason, Event, EventBatch, ListenerId, Op, Ops};
 use crate::send::Outgoing;
 use crate::table::Table;
@@ -116,7 +116,8 @@ impl KernelRing {
     /// last wait. What was in the batch is forgotten.
     ///
     /// Returns as soon as there is an event, when `timeout` has passed (`None`: never), or when
-    /// a signal came.
+    /// a signal came whose handler does not ask for restarts; whoever handles others rings the
+    /// doorbell.
     pub fn wait(&mut self, timeout: Option<Duration>, events: &mut EventBatch) -> Result<(), RingError> {
         events.clear();
         self.wait_number = self.wait_number.wrapping_add(1);
@@ -126,13 +127,17 @@ impl KernelRing {
             self.now_ms = now.duration_since(self.started).as_millis() as u32;
             self.prepare(events);
             let left = timeout.map(|timeout| timeout.saturating_sub(now.duration_since(begun)));
-            let entered = self.queue.enter(self.patience(left, events), &mut self.counters)?;
+            let patience = self.patience(left, events);
+            let came = self.queue.enter(patience, &mut self.counters)?;
+            let slept_from = std::mem::replace(&mut now, Instant::now());
+            self.now_ms = now.duration_since(self.started).as_millis() as u32;
             self.reap(events);
-            if !events.is_empty() || entered == Entered::Interrupted {
+            let slept = now.duration_since(slept_from);
+            if !events.is_empty() || timeout.is_some_and(|timeout| now.duration_since(begun) >= timeout) {
                 return Ok(());
             }
-            now = Instant::now();
-            if timeout.is_some_and(|timeout| now.duration_since(begun) >= timeout) {
+            if came == 0 && patience.is_none_or(|patience| slept < patience) {
+                self.counters.interrupted += 1;
                 return Ok(());
             }
         }

@@ -120,14 +120,6 @@ impl Completion {
     }
 }
 
-/// How a call into the kernel ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Entered {
-    Done,
-    /// By a signal, which somebody up the stack may want to look at.
-    Interrupted,
-}
-
 /// The kernel's two queues, and the completions taken from it that are not handled yet.
 pub(crate) struct Queue {
     ring: IoUring,
@@ -180,12 +172,13 @@ impl Queue {
     /// Hands all requests to the kernel and takes all completions there are. Sleeps until there
     /// is one, at most for `patience` (`None`: for ever), unless `patience` is zero.
     ///
-    /// Running out of time is not an error: the caller looks at what came.
+    /// Says how many came. Running out of time and being interrupted by a signal are not errors,
+    /// and cannot be told from the result: a call that submitted something says only that.
     pub(crate) fn enter(
         &mut self,
         patience: Option<Duration>,
         counters: &mut RingCounters,
-    ) -> Result<Entered, RingError> {
+    ) -> Result<usize, RingError> {
         let submissions = self.ring.submission().len();
         let submitter = self.ring.submitter();
         let outcome = match patience {
@@ -198,10 +191,9 @@ impl Queue {
         };
         counters.system_calls += 1;
         counters.submissions += submissions as u64;
-        let entered = judge(outcome, counters)?;
+        judge(outcome)?;
         self.bring_out(counters)?;
-        self.take(counters);
-        Ok(entered)
+        Ok(self.take(counters))
     }
 
     /// Brings out the finished work that the kernel still holds. It runs a few dozen pieces per
@@ -214,7 +206,7 @@ impl Queue {
         let mut ready = self.ring.completion().len();
         while ready < self.ready_max && self.ring.submission().taskrun() {
             counters.system_calls += 1;
-            judge(self.ring.submitter().submit_and_wait(ready), counters)?;
+            judge(self.ring.submitter().submit_and_wait(ready))?;
             let before = std::mem::replace(&mut ready, self.ring.completion().len());
             if ready == before {
                 break;
@@ -223,7 +215,7 @@ impl Queue {
         Ok(())
     }
 
-    fn take(&mut self, counters: &mut RingCounters) {
+    fn take(&mut self, counters: &mut RingCounters) -> usize {
         if self.ring.submission().cq_overflow() {
             counters.completion_overflows += 1;
         }
@@ -236,7 +228,9 @@ impl Queue {
                 flags: entry.flags(),
             }
         }));
-        counters.completions += (self.taken.len() - before) as u64;
+        let came = self.taken.len() - before;
+        counters.completions += came as u64;
+        came
     }
 
     pub(crate) fn poll_readable(&mut self, key: Key, counters: &mut RingCounters) {
@@ -381,15 +375,11 @@ impl Queue {
     }
 }
 
-fn judge(outcome: io::Result<usize>, counters: &mut RingCounters) -> Result<Entered, RingError> {
+fn judge(outcome: io::Result<usize>) -> Result<(), RingError> {
     match outcome.map_err(|error| (error.raw_os_error(), error)) {
         // EAGAIN and EBUSY: the kernel is short of memory or its completions have overflowed;
         // with those taken, the next call submits what this one left.
-        Ok(_) | Err((Some(libc::ETIME | libc::EAGAIN | libc::EBUSY), _)) => Ok(Entered::Done),
-        Err((Some(libc::EINTR), _)) => {
-            counters.interrupted += 1;
-            Ok(Entered::Interrupted)
-        }
+        Ok(_) | Err((Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY), _)) => Ok(()),
         Err((_, source)) => Err(RingError::System { doing: "io_uring_enter", source }),
     }
 }

@@ -200,3 +200,49 @@ fn accepted_sockets_do_not_delay_small_messages() {
     let (accepted, _) = listener.accept().expect("an accept");
     assert!(accepted.tcp_nodelay().expect("the option"));
 }
+
+#[test]
+fn a_hot_connection_that_takes_too_many_buffers_goes_back_to_one_at_a_time() {
+    let mut shard = Shard::new(&small(8));
+    let mut stream = shard.connect();
+    shard.run_until("accepted", |shard| shard.accepted.len() == 1);
+    let connection = shard.accepted[0];
+    let mut bytes = 0;
+    while shard.ring.counters().greedy == 0 {
+        assert!(bytes < 10_000_000, "never called greedy");
+        // Three modest pieces make it hot, then it takes all sixteen buffers at once.
+        for length in [10, 10, 10, 10, 4_096] {
+            stream.write_all(&vec![1; length]).expect("a write");
+            bytes += length;
+            shard.run_until("read", |shard| shard.received[&connection].len() == bytes);
+            shard.turn(Duration::from_millis(1));
+        }
+    }
+    assert_eq!(shard.ring.counters().bytes_in, bytes as u64);
+}
+
+#[test]
+fn completions_that_overflow_are_late_and_not_lost() {
+    let mut config = small(200);
+    config.submissions = 64;
+    config.completions = 64;
+    let mut shard = Shard::new(&config);
+    let mut streams: Vec<TcpStream> = (0..100).map(|_| shard.connect()).collect();
+    shard.run_until("accepted", |shard| shard.accepted.len() == 100);
+    shard.turn(Duration::from_millis(5));
+    // A full queue of sends completes at once, and all the polls with it.
+    for stream in &mut streams {
+        stream.write_all(b"to the ring").expect("a write");
+    }
+    for connection in &shard.accepted[..64] {
+        shard.ops.push(Op::Send { connection: *connection, buffer: b"to the peer".to_vec() });
+    }
+    shard.ring.submit(&mut shard.ops);
+    shard.run_until("everything", |shard| shard.sent.len() == 64 && shard.ring.counters().bytes_in == 100 * 11);
+    for stream in &mut streams[..64] {
+        let mut piece = [0; 11];
+        stream.read_exact(&mut piece).expect("its piece");
+        assert_eq!(&piece, b"to the peer");
+    }
+    assert!(shard.ring.counters().completion_overflows > 0, "the test did not overflow anything");
+}
