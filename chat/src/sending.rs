@@ -26,8 +26,25 @@ pub(crate) struct Proposal {
     pub before: Proposed,
     /// In the group that storage has.
     pub submitted: bool,
-    /// Everybody who sent this id and waits for the answer; the first is the one who proposed.
-    pub waiters: Vec<(Request, u32)>,
+    pub waiters: Waiters,
+}
+
+/// Everybody who sent an id and waits for the answer: the one who proposed it, and repeats. Repeats are
+/// rare, so a proposal costs no allocation.
+#[derive(Debug, Default)]
+pub(crate) struct Waiters {
+    first: Option<(Request, u32)>,
+    repeats: Vec<(Request, u32)>,
+}
+
+impl Waiters {
+    fn add(&mut self, waiter: (Request, u32)) {
+        if self.first.is_none() { self.first = Some(waiter) } else { self.repeats.push(waiter) }
+    }
+
+    fn all(self) -> impl Iterator<Item = (Request, u32)> {
+        self.first.into_iter().chain(self.repeats)
+    }
 }
 
 /// Records on their way to the journal: one group with storage, the next one gathering.
@@ -126,7 +143,7 @@ impl Owner {
             let entry = self.loaded(id).expect("pending means loaded");
             let first = entry.state.as_ref().expect("loaded").head + 1;
             let proposal = entry.pending.get_mut((used.seq - first) as usize).expect("pending ids are proposals");
-            proposal.waiters.push((send.request, send.fence));
+            proposal.waiters.add((send.request, send.fence));
             return;
         }
         self.counters.repeated += 1;
@@ -164,7 +181,7 @@ impl Owner {
         let before = entry.proposed;
         let record = Conversation::decide(&before, send, body, body_hash, now.wall_ms);
         entry.proposed = Proposed { head: record.seq, countable: record.countable, time_ms: record.time_ms };
-        let waiters = vec![(send.request, send.fence)];
+        let waiters = Waiters { first: Some((send.request, send.fence)), repeats: Vec::new() };
         entry.pending.push_back(Proposal { id: send.id, fingerprint, before, submitted: false, waiters });
         let used = Used { seq: record.seq, body_hash, time_ms: record.time_ms, pending: true };
         self.window.propose(fingerprint, used);
@@ -305,11 +322,11 @@ impl Owner {
         &mut self,
         conversation: ConversationId,
         id: ClientMessageId,
-        waiters: Vec<(Request, u32)>,
+        waiters: Waiters,
         code: ErrorCode,
         fx: &mut E,
     ) {
-        for (request, fence) in waiters {
+        for (request, fence) in waiters.all() {
             self.fences.failed(request.session, conversation, fence);
             let (conversation, id) = (Some(conversation), Some(id));
             let refused = Mail::Refused { request, conversation, id, code, after_ms: 1_000, fence };
@@ -390,7 +407,7 @@ impl Owner {
         if live {
             let proposal = entry.pending.pop_front().expect("a live record was proposed");
             assert_eq!(proposal.fingerprint, fingerprint, "commits come in the order of proposals");
-            for (nth, (request, _)) in proposal.waiters.into_iter().enumerate() {
+            for (nth, (request, _)) in proposal.waiters.all().enumerate() {
                 let stored = Mail::Stored {
                     request,
                     conversation: id,

@@ -16,7 +16,6 @@ use crate::effects::{Effects, Now};
 use crate::fence::Fences;
 use crate::gather::{Gather, Purpose};
 use crate::limits::Limits;
-use crate::owner::own_letter;
 use crate::{Counters, SeededState};
 
 /// Numbers of requests that belong to a gathering, not to a session.
@@ -35,9 +34,11 @@ struct UserSession {
 /// What a user with recent events has; a user without has none of it.
 #[derive(Debug, Default)]
 struct Tail {
-    /// Letters as they were sent, each with its change counter.
-    letters: VecDeque<(u64, Vec<u8>)>,
-    bytes: usize,
+    /// Letters as they were sent, each behind its change counter (u64): one buffer, so that an event costs
+    /// no allocation. What is in front of `start` has been dropped.
+    letters: Vec<u8>,
+    start: usize,
+    count: u32,
     /// All changes above it are in `letters`.
     floor: u64,
     /// Conversations by the counter of their last change.
@@ -215,8 +216,9 @@ impl Users {
         let Some(user) = self.known.get_mut(&request.user) else { return };
         let Some(session) = user.sessions.iter_mut().find(|session| session.address == request.session) else { return };
         session.opening = false;
-        for (_, bytes) in user.tail.iter().flat_map(|tail| &tail.letters).filter(|(counter, _)| *counter > since) {
-            fx.post(&Letter { to, ..own_letter(bytes) });
+        let missed = user.tail.iter().flat_map(|tail| tail.letters()).filter(|(counter, _)| *counter > since);
+        for (_, letter) in missed {
+            fx.post(&Letter { to, ..letter });
         }
     }
 
@@ -260,7 +262,7 @@ impl Users {
             let oldest = self.idle.pop_front().expect("not empty");
             if self.known.get(&oldest).is_some_and(|user| user.sessions.is_empty()) {
                 let user = self.known.remove(&oldest).expect("just seen");
-                self.tails_bytes -= user.tail.map_or(0, |tail| tail.bytes);
+                self.tails_bytes -= user.tail.map_or(0, |tail| tail.letters.capacity());
             }
         }
     }
@@ -285,11 +287,11 @@ impl Users {
         let Some(user) = self.known.get_mut(&id) else { return };
         let change = ChangeNumber { epoch: self.epoch, counter: self.counter };
         let letter = Letter { mail: with_change(letter.mail, change), ..*letter };
-        let before = user.tail.as_ref().map_or(0, |tail| tail.bytes);
+        let before = user.tail.as_ref().map_or(0, |tail| tail.letters.capacity());
         let floor = user.floor;
         let tail = user.tail.get_or_insert_with(|| Box::new(Tail { floor, changed_floor: floor, ..Tail::default() }));
         tail.push(self.counter, conversation, &letter, &self.limits);
-        self.tails_bytes = self.tails_bytes + tail.bytes - before;
+        self.tails_bytes = self.tails_bytes + tail.letters.capacity() - before;
         self.push_to_sessions(id, &letter, author_device, fx);
         if self.tails_bytes > self.limits.tails_bytes_max as usize {
             self.forget_idle();
@@ -337,7 +339,7 @@ impl Users {
         let mut sessions = Vec::new();
         for user in self.known.values_mut() {
             user.floor = self.counter;
-            self.tails_bytes -= user.tail.take().map_or(0, |tail| tail.bytes);
+            self.tails_bytes -= user.tail.take().map_or(0, |tail| tail.letters.capacity());
             sessions.extend(user.sessions.iter().map(|session| session.address));
         }
         // The order of a hash map is no order: sort, so that one seed gives one history.
@@ -373,15 +375,38 @@ impl User {
 }
 
 impl Tail {
+    /// The letters kept, the oldest first, with their counters.
+    fn letters(&self) -> impl Iterator<Item = (u64, Letter<'_>)> {
+        let mut rest = &self.letters[self.start..];
+        std::iter::from_fn(move || {
+            let (counter, behind) = rest.split_first_chunk()?;
+            let (letter, bytes) = mail::read(behind).expect("written by this shard");
+            rest = &behind[bytes..];
+            Some((u64::from_le_bytes(*counter), letter))
+        })
+    }
+
+    /// Counter of the oldest letter, and the bytes that both take.
+    fn oldest(&self) -> (u64, usize) {
+        let rest = &self.letters[self.start..];
+        let (counter, behind) = rest.split_first_chunk().expect("a letter is kept");
+        let (_, bytes) = mail::read(behind).expect("written by this shard");
+        (u64::from_le_bytes(*counter), 8 + bytes)
+    }
+
     fn push(&mut self, counter: u64, conversation: ConversationId, letter: &Letter<'_>, limits: &Limits) {
-        let mut bytes = Vec::with_capacity(letter.payload.len() + 192);
-        mail::write(&mut bytes, letter);
-        self.bytes += bytes.len();
-        self.letters.push_back((counter, bytes));
-        while self.letters.len() > limits.tail_letters_max as usize || self.bytes > limits.tail_bytes_max as usize {
-            let (counter, bytes) = self.letters.pop_front().expect("longer than its limits");
-            self.bytes -= bytes.len();
+        self.letters.extend_from_slice(&counter.to_le_bytes());
+        mail::write(&mut self.letters, letter);
+        self.count += 1;
+        while self.count > limits.tail_letters_max || self.letters.len() - self.start > limits.tail_bytes_max as usize {
+            let (counter, bytes) = self.oldest();
+            self.start += bytes;
+            self.count -= 1;
             self.floor = counter;
+        }
+        if self.start > self.letters.len() / 2 {
+            self.letters.drain(..self.start);
+            self.start = 0;
         }
         match self.changed.iter_mut().find(|(known, _)| *known == conversation) {
             Some(known) => known.1 = counter,
