@@ -28,7 +28,8 @@ impl Default for HttpLimits {
             target_bytes_max: 8 * 1024,
             line_bytes_max: 8 * 1024,
             head_bytes_max: 32 * 1024,
-            body_bytes_max: 128 * 1024,
+            // As many as a WebSocket message may have, for the same reason.
+            body_bytes_max: crate::websocket::Limits::for_bodies_of(64 * 1024).message_bytes_max,
         }
     }
 }

@@ -51,9 +51,18 @@ pub struct Limits {
     pub fragments_max: u32,
 }
 
+impl Limits {
+    /// Limits under which every body of up to `body_bytes_max` bytes can be sent as JSON: each of its
+    /// bytes may be escaped in six, and the other fields need room. A body above it can then be answered
+    /// with an error, which a client can tell from a broken connection.
+    pub const fn for_bodies_of(body_bytes_max: u32) -> Self {
+        Self { message_bytes_max: body_bytes_max.saturating_mul(6).saturating_add(16 * 1024), fragments_max: 32 }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
-        Self { message_bytes_max: 128 * 1024, fragments_max: 32 }
+        Self::for_bodies_of(64 * 1024)
     }
 }
 

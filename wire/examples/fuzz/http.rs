@@ -78,7 +78,7 @@ fn requests(input: &[u8], cuts: &[usize]) -> (Vec<String>, Option<HttpError>) {
                 Ok(Progress::Continue) => {}
                 Ok(Progress::Request(request)) => {
                     assert!(request.bytes > 0 && request.bytes <= end - start);
-                    assert!(request.path.starts_with('/') && !request.path.contains(".."), "{}", request.path);
+                    assert!(request.path.starts_with('/') && !request.path.split('/').any(|segment| segment == ".."));
                     let upgrade = check_upgrade(&request).map_err(wire::upgrade::UpgradeError::status);
                     requests.push(format!(
                         "{:?} {:?} {:?} {:?} {} {:?} {:?} {:?}",

@@ -165,7 +165,10 @@ impl<'a> Draft<'a> {
             (None, None) => return Err(missing(Field::To)),
         };
         let text = self.text(body)?;
-        if text.as_ref().is_none_or(|text| text.is_empty()) && kind != Kind::Delete {
+        if text.is_none() && kind != Kind::Delete {
+            return Err(missing(body));
+        }
+        if text.as_ref().is_some_and(|text| text.is_empty()) && kind != Kind::Delete {
             return Err(DecodeError { code: ErrorCode::Empty, ..wrong(body, "the body is empty".to_owned()) });
         }
         let text = within(text.unwrap_or_default(), body, body_bytes_max)?;
@@ -588,7 +591,7 @@ mod tests {
             (r#"{"type":"message","to":"456","text":"\ud800"}"#, BadRequest, "$.text"),
             (r#"{"type":"message","to":"456","x":"\ud800"}"#, BadRequest, "$.x"),
             (r#"{"type":"message","to":"456","text":""}"#, Empty, "$.text"),
-            (r#"{"type":"message","to":"456"}"#, Empty, "$.text"),
+            (r#"{"type":"message","to":"456"}"#, BadRequest, "$.text"),
             (&large, TooLarge, "$.text"),
             (r#"{"type":"send","to":"456","kind":"text","body":"x"}"#, BadRequest, "$.id"),
             (r#"{"type":"send","id":"x","to":"456","kind":"text","body":"x"}"#, BadRequest, "$.id"),
