@@ -18,8 +18,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounde
 use crate::counters::StoreCounters;
 use crate::disk::DiskError;
 use crate::lane::{Ingest, LaneConfig};
-use crate::recovery::OpenError;
-use crate::seam::{AppendGroup, Run, StorageEvent, StorageRequest, StoreFacts, Ticket, ViewRead};
+use crate::recovery::{OpenError, Scan};
+use crate::seam::{AppendGroup, Position, Run, StorageEvent, StorageRequest, StoreFacts, Ticket, ViewRead};
 use crate::segment::SLOTS;
 use crate::views::{Views, ViewsConfig, ViewsError};
 use lock::DirectoryLock;
@@ -370,4 +370,17 @@ fn make_directories(data: &Path) -> Result<PathBuf, StartError> {
     });
     made.map_err(|error| StartError::Directory { path: data.display().to_string(), error })?;
     Ok(journal)
+}
+
+/// Whether journal and views belong together. Views may be ahead by what a crash kept out of the journal's
+/// record; never behind it, since the journal below it is gone; and never beyond its end.
+pub(crate) fn check_views(journal: Option<&Scan>, (checkpoint, position): (u64, Position)) -> Result<(), StartError> {
+    let recorded = journal.map_or(0, |scan| scan.checkpoint().number);
+    if checkpoint < recorded {
+        return Err(StartError::ViewsOld { views: checkpoint, journal: recorded });
+    }
+    if checkpoint > 0 && position > journal.map_or(0, Scan::tail) {
+        return Err(StartError::JournalOld);
+    }
+    Ok(())
 }

@@ -14,4 +14,5 @@ pub mod planted;
 pub mod recovery;
 pub mod segment;
 pub mod sim_disk;
+pub mod sim_store;
 pub mod views;

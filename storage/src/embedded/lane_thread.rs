@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use super::{EmbeddedConfig, Ended, LaneMessage, Shared, StartError};
+use super::{EmbeddedConfig, Ended, LaneMessage, Shared, StartError, check_views};
 use crate::disk::DiskError;
 use crate::glommio_disk::GlommioDisk;
 use crate::journal::SyncFailed;
@@ -234,14 +234,7 @@ fn open_both(disk: &mut GlommioDisk, config: &EmbeddedConfig) -> Result<(Opened<
     let journal_checkpoint = scan.as_ref().map_or(0, |scan| scan.checkpoint().number);
     let views_config = ViewsConfig { expect_existing: journal_checkpoint > 0, ..config.views.clone() };
     let views = Views::open(&config.directory.join("views"), views_config)?;
-    let (views_checkpoint, views_position) = views.checkpoint();
-    if views_checkpoint < journal_checkpoint {
-        return Err(StartError::ViewsOld { views: views_checkpoint, journal: journal_checkpoint });
-    }
-    let tail = scan.as_ref().map_or(0, recovery::Scan::tail);
-    if views_checkpoint > 0 && views_position > tail {
-        return Err(StartError::JournalOld);
-    }
+    check_views(scan.as_ref(), views.checkpoint())?;
     let journal_config = config.lane.journal.clone();
     let opened = match scan {
         Some(found) => recovery::resume(disk, journal_config, found, Planted::NONE)?,

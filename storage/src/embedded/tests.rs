@@ -75,7 +75,7 @@ impl Backend for Embedded {
 
 #[test]
 fn the_embedded_store_conforms() {
-    conformance::run(Embedded::new);
+    conformance::run(1, Embedded::new);
 }
 
 #[test]
