@@ -1,0 +1,68 @@
+"""A PostgreSQL of a test's own: its own cluster, port and user, killed and started at will."""
+
+import glob
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+
+import pytest
+
+from . import places
+
+
+class Postgres:
+    """One cluster. PostgreSQL refuses to run as root, so then it runs as another user."""
+
+    def __init__(self, directory):
+        programs = sorted(glob.glob("/usr/lib/postgresql/*/bin"))
+        self.programs = programs[-1] if programs else os.path.dirname(shutil.which("postgres") or "")
+        if not self.programs:
+            pytest.skip("PostgreSQL is missing, install Debian's postgresql")
+        self.port = places.free_port()
+        self.directory = directory
+        self.as_user = {}
+        if os.geteuid() == 0:
+            somebody = pwd.getpwnam("postgres")
+            os.chown(directory, somebody.pw_uid, somebody.pw_gid)
+            self.as_user = {"user": somebody.pw_uid, "group": somebody.pw_gid, "extra_groups": []}
+        self.process = None
+        command = [f"{self.programs}/initdb", "-D", f"{directory}/cluster", "-U", "ringway", "-A", "trust", "-N"]
+        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, **self.as_user)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    @property
+    def url(self):
+        return f"postgres://ringway@127.0.0.1:{self.port}/postgres"
+
+    def start(self):
+        # After a kill its orphans need a moment to notice; until then it refuses to start.
+        places.wait_until(self._try_to_start, "PostgreSQL answers", 60)
+        return self
+
+    def _try_to_start(self):
+        if self.process is None or self.process.poll() is not None:
+            settings = ["-p", self.port, "-k", self.directory, "-c", "listen_addresses=127.0.0.1"]
+            command = [f"{self.programs}/postgres", "-D", f"{self.directory}/cluster", *settings]
+            with open(f"{self.directory}/postgres.log", "ab") as log:
+                self.process = subprocess.Popen(
+                    [str(part) for part in command],
+                    cwd=self.directory,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    **self.as_user,
+                )
+        ready = [f"{self.programs}/pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        return subprocess.run(ready).returncode == 0
+
+    def kill(self):
+        """kill -9 of the one that leads; the others end when they notice."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self):
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGQUIT)
+            self.process.wait(60)
