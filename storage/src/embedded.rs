@@ -22,7 +22,8 @@ use crate::recovery::{OpenError, Scan};
 use crate::seam::{AppendGroup, Position, Run, StorageEvent, StorageRequest, StoreFacts, Ticket, ViewRead};
 use crate::segment::SLOTS;
 use crate::views::{Views, ViewsConfig, ViewsError};
-use lock::DirectoryLock;
+
+pub(crate) use lock::DirectoryLock;
 
 /// How the embedded store is started.
 #[derive(Debug, Clone)]

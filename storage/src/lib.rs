@@ -10,6 +10,7 @@ pub mod embedded;
 pub mod glommio_disk;
 pub mod journal;
 pub mod lane;
+pub mod maintenance;
 pub mod planted;
 pub mod recovery;
 pub mod segment;

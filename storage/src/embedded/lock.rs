@@ -8,13 +8,13 @@ use super::StartError;
 
 /// Held while the store runs. The kernel lets go of it however the process ends.
 #[derive(Debug)]
-pub(super) struct DirectoryLock {
+pub(crate) struct DirectoryLock {
     _file: File,
 }
 
 impl DirectoryLock {
     /// Takes the lock, or says who has it.
-    pub(super) fn take(directory: &Path) -> Result<DirectoryLock, StartError> {
+    pub(crate) fn take(directory: &Path) -> Result<DirectoryLock, StartError> {
         let path = directory.display().to_string();
         let failed = |error| StartError::Directory { path: path.clone(), error };
         let mut file = File::options()
