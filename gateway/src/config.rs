@@ -1,7 +1,7 @@
 //! Configuration: a TOML file, overridden by the environment, overridden by flags.
 //!
 //! It is parsed once, here, into types that cannot be wrong, and handed down as an argument. One table
-//! ([`settings!`] below) is the source of the types, of the defaults, of `ringway config default` and
+//! (`settings!` below) is the source of the types, of the defaults, of `ringway config default` and
 //! of `docs/configuration.md`, so that they cannot disagree.
 
 use std::collections::BTreeMap;
