@@ -47,8 +47,8 @@ KEY = next(line for line in GOOD.split(b"\r\n") if line.startswith(b"Sec-WebSock
         "key twice": (400, changed(KEY, KEY + b"\r\n" + KEY)),
         "key of the wrong length": (400, changed(KEY, b"Sec-WebSocket-Key: c2hvcnQ=")),
         "wrong WebSocket version": (426, changed(b"Version: 13", b"Version: 12")),
-        "no upgrade": (400, without(b"Upgrade")),
-        "no connection": (400, without(b"Connection")),
+        "no upgrade": (426, without(b"Upgrade")),
+        "no connection": (426, without(b"Connection")),
     }.values(),
     ids=lambda value: None if isinstance(value, bytes) else str(value),
 )

@@ -69,6 +69,8 @@ def test_malformed_json(client, refused, users, text):
         (a_send(body=["x"]), "body"),
         (a_send(body=...), "body"),
         (a_send(kind="sonnet"), "kind"),
+        *[(a_send(kind=kind, target_seq=1), "kind") for kind in ("edit", "delete", "pin", "system")],
+        (a_send(kind="reaction"), "target_seq"),
         (a_send(reply_to=-1), "reply_to"),
         (a_send(reply_to=1.5), "reply_to"),
         (a_send(to=..., conv="dm.9.7"), "conv"),

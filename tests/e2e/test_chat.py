@@ -154,14 +154,13 @@ def test_unread_counts_fall_when_read_and_when_answered(client, users):
     assert summary(alice, conv)["unread"] == 1
 
 
-def test_edits_take_a_seq_and_do_not_count_as_unread(client, users):
+def test_a_reaction_takes_a_seq_and_does_not_count_as_unread(client, users):
     alice, bob = client(users[0]), client(users[1])
     conv = conversation(*users[:2])
-    alice.send(bob.user, "helo")
-    edit = alice.send(bob.user, "hello", kind="edit", target_seq=1)
-    assert edit["seq"] == 2
+    alice.send(bob.user, "good news")
+    assert alice.send(bob.user, "\N{PARTY POPPER}", kind="reaction", target_seq=1)["seq"] == 2
     message = bob.expect("message", seq=2)
-    assert (message["kind"], message["target_seq"], message["body"]) == ("edit", 1, "hello")
+    assert (message["kind"], message["target_seq"]) == ("reaction", 1)
     assert summary(bob, conv)["unread"] == 1
 
 
