@@ -72,12 +72,13 @@ impl Sleeper {
             self.asleep.store(sleeps, Ordering::Relaxed);
             return sleeps;
         }
-        self.asleep.store(true, Ordering::Relaxed);
+        // A swap: see `woken`.
+        self.asleep.swap(true, Ordering::AcqRel);
         // Pairs with the fence in `notify`: of the two sides at least one sees what the other wrote.
         fence(Ordering::SeqCst);
         if has_work() {
-            // Relaxed: whoever saw `true` meanwhile rings once too often, which costs a turn and no more.
-            self.asleep.store(false, Ordering::Relaxed);
+            // Whoever saw `true` meanwhile rings once too often, which costs a turn and no more.
+            self.asleep.swap(false, Ordering::AcqRel);
             return false;
         }
         true
@@ -85,9 +86,9 @@ impl Sleeper {
 
     /// To be called by the shard alone, after it slept, before it looks for work.
     pub fn woken(&self) {
-        // Relaxed: if another side still sees `true` it rings for nothing. What it put into its queue
-        // becomes visible through that queue.
-        self.asleep.store(false, Ordering::Relaxed);
+        // If another side saw `true` before, it rings for nothing. A swap, here and above: a plain store
+        // leaves its order among the other sides' swaps open, and loom found a sleep that nobody ended.
+        self.asleep.swap(false, Ordering::AcqRel);
     }
 
     /// To be called by anyone who has put work where the shard looks, after that. Says whether it rang.
@@ -96,7 +97,7 @@ impl Sleeper {
         fence(Ordering::SeqCst);
         // Reading first keeps the cache line shared while the shard is awake, which is nearly always.
         // Of several who see it asleep, the swap lets one ring.
-        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
+        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::AcqRel) {
             (self.waker)();
             return true;
         }

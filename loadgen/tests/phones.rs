@@ -1,0 +1,373 @@
+//! Phones against a server of a few lines that misbehaves on request: no socket, no clock.
+
+use std::collections::HashMap;
+
+use loadgen::body::Stamp;
+use loadgen::key::TokenKey;
+use loadgen::phone::{Around, Habits, Phone, Want, audit};
+use loadgen::random::Random;
+use loadgen::tally::{Tally, Times};
+use wire::http::{HttpLimits, Progress, RequestReader};
+use wire::ids::UserId;
+use wire::reader::{Event, Input, Reader};
+use wire::upgrade::{check_upgrade, write_switching};
+use wire::websocket::{Limits, Role};
+use wire::writer::write_text_with;
+
+const MS: u64 = 1_000_000;
+
+/// What the server does with a message.
+#[derive(Clone, Copy, PartialEq)]
+enum Mood {
+    Stores,
+    /// Stores and says nothing.
+    Mute,
+    /// Refuses, retryably, and then all that follows, until the refused one comes again (P5).
+    Refuses,
+}
+
+/// One direct conversation, both users, and where their connections stand.
+struct World {
+    phones: [Phone; 2],
+    /// Frames for each phone; a reader per connection.
+    inbound: [Vec<u8>; 2],
+    readers: [Option<Reader>; 2],
+    log: Vec<(u8, String)>,
+    by_id: HashMap<String, u64>,
+    mood: Mood,
+    refused: Option<String>,
+    /// Pushes that never leave, by seq.
+    swallowed: Vec<u64>,
+    n: [u64; 2],
+    now_ns: u64,
+    habits: Habits,
+    key: TokenKey,
+    random: Random,
+    tally: Tally,
+    last_ack: Times,
+    body: String,
+}
+
+impl World {
+    fn new() -> Self {
+        let habits = Habits {
+            host: "x".to_owned(),
+            target: "/ws".to_owned(),
+            run: 7,
+            payload_bytes: 64,
+            in_flight_max: 4,
+            mark_ns: 1_000 * MS,
+            backoff_ns: 100 * MS,
+            backoff_ns_max: 1_000 * MS,
+            resend: false,
+            unix_ms: 1_700_000_000_000,
+        };
+        let mut world = Self {
+            phones: [Phone::new(UserId(1), UserId(2), 0), Phone::new(UserId(2), UserId(1), 0)],
+            inbound: [Vec::new(), Vec::new()],
+            readers: [None, None],
+            log: Vec::new(),
+            by_id: HashMap::new(),
+            mood: Mood::Stores,
+            refused: None,
+            swallowed: Vec::new(),
+            n: [0, 0],
+            now_ns: 0,
+            habits,
+            key: TokenKey::of_secret(b"any secret", "dev", "issuer", "audience"),
+            random: Random::new(1, 1),
+            tally: Tally::default(),
+            last_ack: Times::default(),
+            body: String::new(),
+        };
+        world.pass(1);
+        world
+    }
+
+    fn with(&mut self, who: usize, act: impl FnOnce(&mut Phone, &mut Around<'_>) -> Want) -> Want {
+        let mut around = Around {
+            now_ns: self.now_ns,
+            habits: &self.habits,
+            key: &self.key,
+            random: &mut self.random,
+            tally: &mut self.tally,
+            acks: None,
+            last_ack: &mut self.last_ack,
+            body: &mut self.body,
+        };
+        act(&mut self.phones[who], &mut around)
+    }
+
+    fn write(&mut self, who: usize) {
+        let due_ns = self.now_ns;
+        self.with(who, |phone, around| {
+            phone.write_message(due_ns, around);
+            Want::Nothing
+        });
+    }
+
+    fn cut(&mut self, who: usize) {
+        self.readers[who] = None;
+        self.inbound[who].clear();
+        self.with(who, |phone, around| {
+            phone.disconnected(around);
+            Want::Nothing
+        });
+    }
+
+    /// Time goes on, and everything that is said is heard.
+    fn pass(&mut self, ms: u64) {
+        for _ in 0..ms {
+            self.now_ns += MS;
+            for who in 0..2 {
+                match self.with(who, Phone::tick) {
+                    Want::Connect => {
+                        self.with(who, |phone, around| {
+                            phone.connected(around);
+                            Want::Nothing
+                        });
+                    }
+                    Want::Cut => self.cut(who),
+                    Want::Nothing => {}
+                }
+            }
+            for _ in 0..4 {
+                for who in 0..2 {
+                    self.serve(who);
+                    let mut bytes = std::mem::take(&mut self.inbound[who]);
+                    if !bytes.is_empty()
+                        && self.with(who, |phone, around| phone.received(&mut bytes, around)) == Want::Cut
+                    {
+                        self.cut(who);
+                    }
+                }
+            }
+        }
+    }
+
+    fn serve(&mut self, who: usize) {
+        let mut bytes = std::mem::take(&mut self.phones[who].out);
+        if bytes.is_empty() {
+            return;
+        }
+        let Some(mut reader) = self.readers[who].take() else {
+            let Ok(Progress::Request(request)) = RequestReader::new().poll(&HttpLimits::default(), &bytes) else {
+                panic!("the phone begins with a request");
+            };
+            write_switching(&mut self.inbound[who], check_upgrade(&request).unwrap().key, None);
+            self.n[who] = 0;
+            self.readers[who] = Some(Reader::new(Role::Server));
+            return;
+        };
+        let mut input = Input::new(&mut bytes);
+        let mut frames = Vec::new();
+        while let Some(event) = reader.next(Limits::default(), &mut input).unwrap() {
+            if let Event::Text(text) = event {
+                frames.push(serde_json::from_str::<serde_json::Value>(text).unwrap());
+            }
+        }
+        self.readers[who] = Some(reader);
+        for frame in frames {
+            self.answer(who, &frame);
+        }
+    }
+
+    fn say(&mut self, who: usize, text: &str) {
+        if self.readers[who].is_some() {
+            write_text_with(&mut self.inbound[who], None, |out| out.extend_from_slice(text.as_bytes()));
+        }
+    }
+
+    fn answer(&mut self, who: usize, frame: &serde_json::Value) {
+        match frame["type"].as_str().unwrap() {
+            "open" => {
+                let listed = format!(r#"{{"conv":"dm.1.2","head":{}}}"#, self.log.len());
+                self.say(who, &format!(r#"{{"type":"opened","result":"delta","conversations":[{listed}]}}"#));
+            }
+            "send" => self.store(who, frame["id"].as_str().unwrap(), frame["body"].as_str().unwrap()),
+            "pull" => {
+                let after = frame["after"].as_u64().unwrap() as usize;
+                let items: Vec<_> = (after..self.log.len().min(after + 3))
+                    .map(|at| {
+                        let (from, body) = &self.log[at];
+                        format!(r#"{{"seq":{},"from":"{}","body":"{body}"}}"#, at + 1, from + 1)
+                    })
+                    .collect();
+                let (items, head) = (items.join(","), self.log.len());
+                self.say(who, &format!(r#"{{"type":"page","conv":"dm.1.2","messages":[{items}],"head":{head}}}"#));
+            }
+            _ => {}
+        }
+    }
+
+    fn store(&mut self, who: usize, id: &str, body: &str) {
+        if self.mood == Mood::Refuses && self.refused.is_none() {
+            self.refused = Some(id.to_owned());
+            self.mood = Mood::Stores;
+            return self.refuse(who, id);
+        }
+        if self.refused.as_deref() == Some(id) {
+            self.refused = None;
+        } else if self.refused.is_some() {
+            return self.refuse(who, id);
+        }
+        let first = self.by_id.get(id).copied();
+        let seq = first.unwrap_or_else(|| {
+            self.log.push((who as u8, body.to_owned()));
+            self.by_id.insert(id.to_owned(), self.log.len() as u64);
+            self.log.len() as u64
+        });
+        if self.mood != Mood::Mute {
+            let dup = first.is_some();
+            self.say(who, &format!(r#"{{"type":"stored","id":"{id}","conv":"dm.1.2","seq":{seq},"dup":{dup}}}"#));
+        }
+        if first.is_none() && !self.swallowed.contains(&seq) {
+            let to = 1 - who;
+            self.n[to] += 1;
+            let (n, from) = (self.n[to], who + 1);
+            let rest = format!(r#""seq":{seq},"from":"{from}","body":"{body}","n":{n}"#);
+            self.say(to, &format!(r#"{{"type":"message","conv":"dm.1.2",{rest}}}"#));
+        }
+    }
+
+    fn refuse(&mut self, who: usize, id: &str) {
+        self.say(who, &format!(r#"{{"type":"error","id":"{id}","code":"retry","retryable":true,"after_ms":20}}"#));
+    }
+
+    /// The counters of a user's messages, in the order in which the server has them.
+    fn order(&self, who: u8) -> Vec<u32> {
+        let own = self.log.iter().filter(|(from, _)| *from == who);
+        own.map(|(_, body)| Stamp::read(body).unwrap().counter).collect()
+    }
+
+    /// Lost, doubled, reordered, unanswered; none of which may be.
+    fn harm(&mut self) -> [u64; 4] {
+        let mut counts = self.tally.counts;
+        audit(&self.phones[0], &self.phones[1], &mut counts);
+        audit(&self.phones[1], &self.phones[0], &mut counts);
+        [counts.lost, counts.doubled, counts.reordered, counts.unanswered]
+    }
+}
+
+#[test]
+fn two_phones_chat() {
+    let mut world = World::new();
+    for _ in 0..10 {
+        world.write(0);
+        world.write(1);
+        world.pass(3);
+    }
+    assert_eq!(world.harm(), [0; 4]);
+    let counts = world.tally.counts;
+    assert_eq!((counts.acked, counts.delivered, counts.cut), (20, 20, 0), "{counts:?}");
+}
+
+/// The schedule goes on while nothing is answered, and everything that fell due meanwhile counts from then.
+#[test]
+fn a_server_that_stalls_shows_in_the_tail() {
+    let mut world = World::new();
+    let mut held = Vec::new();
+    for step in 0..1_000 {
+        world.write(0);
+        held.append(&mut world.phones[0].out);
+        if (500..700).contains(&step) {
+            // The other end stands still: nothing of what was said is heard.
+            world.now_ns += MS;
+        } else {
+            std::mem::swap(&mut held, &mut world.phones[0].out);
+            world.pass(1);
+        }
+    }
+    world.pass(200);
+    assert_eq!(world.harm(), [0; 4]);
+    assert_eq!(world.tally.ack.count(), 1_000);
+    // 200 of the 1,000 waited up to 200 ms: evenly spread, so the 90th in a hundred waited some 100 ms.
+    assert!(world.tally.ack.quantile_ms(0.5) < 5.0);
+    assert!(world.tally.ack.quantile_ms(0.9) > 80.0, "{}", world.tally.ack.quantile_ms(0.9));
+    assert!(world.tally.ack.quantile_ms(1.0) > 180.0);
+}
+
+#[test]
+fn what_a_cut_left_unanswered_is_sent_again_with_its_id_and_order() {
+    let mut world = World::new();
+    world.mood = Mood::Mute;
+    for _ in 0..3 {
+        world.write(0);
+    }
+    world.pass(1);
+    world.cut(0);
+    world.write(0);
+    world.mood = Mood::Stores;
+    world.pass(400);
+    assert_eq!(world.order(0), [0, 1, 2, 3]);
+    assert_eq!(world.harm(), [0; 4]);
+    let counts = world.tally.counts;
+    assert_eq!((counts.acked, counts.dup_acks, counts.resent, counts.reopened), (4, 3, 3, 1), "{counts:?}");
+}
+
+#[test]
+fn no_answer_for_ten_seconds_is_a_cut() {
+    let mut world = World::new();
+    world.mood = Mood::Mute;
+    world.write(0);
+    while world.tally.counts.timeouts == 0 {
+        world.pass(1);
+    }
+    assert!(world.now_ns >= 10_000 * MS);
+    world.mood = Mood::Stores;
+    world.pass(1_000);
+    assert_eq!(world.harm(), [0; 4]);
+}
+
+#[test]
+fn a_retryable_error_does_not_change_the_order() {
+    let mut world = World::new();
+    world.write(0);
+    world.pass(1);
+    world.mood = Mood::Refuses;
+    for _ in 0..6 {
+        world.write(0);
+    }
+    world.pass(200);
+    assert_eq!(world.order(0), [0, 1, 2, 3, 4, 5, 6]);
+    assert_eq!(world.harm(), [0; 4]);
+    assert_eq!(world.tally.errors["retry"], 4);
+}
+
+#[test]
+fn a_gap_is_pulled_before_anything_above_it_is_shown() {
+    let mut world = World::new();
+    world.swallowed = (2..=9).collect();
+    for _ in 0..10 {
+        world.write(0);
+    }
+    world.pass(10);
+    assert_eq!(world.harm(), [0; 4]);
+    assert_eq!(world.tally.counts.delivered, 10);
+    assert!(world.tally.counts.pulls >= 3);
+}
+
+/// The check has teeth: a push that nothing follows is a loss, and it is seen.
+#[test]
+fn what_never_arrives_is_counted_as_lost() {
+    let mut world = World::new();
+    world.swallowed = vec![2];
+    for _ in 0..2 {
+        world.write(0);
+        world.pass(1);
+    }
+    assert_eq!(world.harm(), [1, 0, 0, 0]);
+}
+
+#[test]
+fn a_message_with_two_seqs_is_counted_as_doubled() {
+    let mut world = World::new();
+    world.mood = Mood::Mute;
+    world.write(0);
+    world.pass(1);
+    world.by_id.clear();
+    world.mood = Mood::Stores;
+    world.cut(0);
+    world.pass(300);
+    assert_eq!(world.harm(), [0, 1, 0, 0]);
+}
