@@ -149,19 +149,32 @@ impl Authenticator {
     /// What a configuration says; reads the key files, and makes the ticket key if there is none yet.
     pub fn from_config(config: &Config) -> Result<Self, KeyError> {
         let keys = config.keys.iter().map(read_key).collect::<Result<Vec<_>, _>>()?;
+        Self::with_keys(config, keys, &config.auth.issuer, &config.auth.audience)
+    }
+
+    /// What `ringway dev` uses: its own key in the data directory, made if there is none yet.
+    pub fn for_dev(config: &Config) -> Result<Self, KeyError> {
+        let secret = secret_file(&config.storage.data.join(DEV_KEY_FILE))?;
+        let text = URL_SAFE_NO_PAD.encode(secret).into_bytes();
+        Self::with_keys(config, [(DEV_KID.to_owned(), KeyAlgorithm::Hs256, text)], DEV_ISSUER, DEV_AUDIENCE)
+    }
+
+    fn with_keys(
+        config: &Config,
+        keys: impl IntoIterator<Item = (String, KeyAlgorithm, Vec<u8>)>,
+        issuer: &str,
+        audience: &str,
+    ) -> Result<Self, KeyError> {
         let ticket_secret = secret_file(&config.storage.data.join(TICKET_KEY_FILE))?;
-        let mut made = Self::new(keys, &config.auth.issuer, &config.auth.audience, &ticket_secret)?;
+        let mut made = Self::new(keys, issuer, audience, &ticket_secret)?;
         made.ticket_ms = config.auth.ticket_s.get() * 1000;
         made.leeway_ms = config.auth.leeway_s.get() * 1000;
         Ok(made)
     }
 
-    /// What `ringway dev` uses: its own key in the data directory.
-    pub fn for_dev(data: &Path) -> Result<Self, KeyError> {
-        let secret = secret_file(&data.join(DEV_KEY_FILE))?;
-        let ticket_secret = secret_file(&data.join(TICKET_KEY_FILE))?;
-        let text = URL_SAFE_NO_PAD.encode(secret).into_bytes();
-        Self::new([(DEV_KID.to_owned(), KeyAlgorithm::Hs256, text)], DEV_ISSUER, DEV_AUDIENCE, &ticket_secret)
+    /// By how much clocks may differ.
+    pub fn leeway_ms(&self) -> u64 {
+        self.leeway_ms
     }
 
     /// Checks a JWT at `wall_ms` milliseconds since 1970.

@@ -3,9 +3,14 @@
 //! Everything here is about bytes and time; what the bytes mean is in `http.rs`, `socket.rs` and
 //! `rest.rs`. The rules reach their clients through this (`effects.rs`).
 
-use crate::now::Now;
+use crate::auth::Authenticator;
+use std::sync::Arc;
+
 use chat::wheel::Wheel;
+use chat::{Now, SessionKey};
 use ring::{Connection, Op, Ops};
+use shard_router::Mailbox;
+use storage::seam::{StorageRequest, StoreFacts};
 
 use crate::counters::ShardCounters;
 use crate::outbound::Outbound;
@@ -24,16 +29,40 @@ pub(crate) struct Core {
     pub wheel: Wheel,
     pub counters: ShardCounters,
     pub now: Now,
+    pub facts: StoreFacts,
+    pub auth: Arc<Authenticator>,
+    pub mailbox: Mailbox,
     /// The caller's during a turn.
     pub ops: Ops,
+    /// The caller's during a turn.
+    pub requests: Vec<StorageRequest>,
+    /// Sessions whose client is gone, to be told to the rules when they are not at work.
+    pub detached: Vec<SessionKey>,
+    /// Entries whose request over REST has been answered, to go on with when nobody is at work on them.
+    pub answered: Vec<u32>,
+    /// No new work: the node is going away.
+    pub draining: bool,
     /// Entries that this turn wrote to or finished.
     dirty: Vec<u32>,
 }
 
 impl Core {
-    pub(crate) fn new(settings: ShardSettings, now: Now) -> Self {
+    pub(crate) fn new(
+        settings: ShardSettings,
+        facts: StoreFacts,
+        auth: Arc<Authenticator>,
+        mailbox: Mailbox,
+        now: Now,
+    ) -> Self {
         Self {
             settings,
+            facts,
+            auth,
+            mailbox,
+            requests: Vec::new(),
+            detached: Vec::new(),
+            answered: Vec::new(),
+            draining: false,
             table: Table::new(),
             outbound: Outbound::new(),
             // A turn of 65 s: beats, stalls and handshakes lie within it.
@@ -66,6 +95,7 @@ impl Core {
     /// Ends a connection once everything queued has been sent.
     pub(crate) fn finish(&mut self, index: u32) {
         let deadline_ms = self.now.monotonic_ms + CLOSE_MS;
+        self.detach(index);
         let entry = self.table.get(index);
         entry.stage = Stage::Closing;
         entry.flags.finish = true;
@@ -75,6 +105,7 @@ impl Core {
 
     /// Ends a connection at once. `Closed` will follow.
     pub(crate) fn cut(&mut self, index: u32) {
+        self.detach(index);
         let entry = self.table.get(index);
         entry.stage = Stage::Closing;
         entry.flags.finish = false;
@@ -87,6 +118,16 @@ impl Core {
         if queue != NONE {
             self.outbound.get(queue).waiting.clear();
         }
+    }
+
+    /// Whatever session hangs on the connection ends; the rules are told as soon as they are not at work.
+    fn detach(&mut self, index: u32) {
+        let session = match &mut self.table.get(index).stage {
+            Stage::Socket(socket) => socket.session.take(),
+            Stage::Http(http) => http.answering.take().map(|answering| answering.session),
+            Stage::Free(_) | Stage::Echo(_) | Stage::Closing => None,
+        };
+        self.detached.extend(session);
     }
 
     /// Sets when the present stage must have ended.
@@ -116,14 +157,21 @@ impl Core {
         }
     }
 
-    /// The kernel took everything.
-    pub(crate) fn sent(&mut self, connection: Connection, buffer: Vec<u8>) {
+    /// The kernel took everything. Says whose session wants to know that nothing waits any more.
+    pub(crate) fn sent(&mut self, connection: Connection, buffer: Vec<u8>) -> Option<SessionKey> {
         self.outbound.reuse(buffer);
-        let Some(index) = self.table.find(connection) else { return };
+        let index = self.table.find(connection)?;
         let queue = self.table.get(index).outbound;
         assert_ne!(queue, NONE, "a send is outstanding");
-        self.outbound.get(queue).in_flight = 0;
+        let state = self.outbound.get(queue);
+        state.in_flight = 0;
+        let is_empty = state.waiting.is_empty();
         self.mark_dirty(index);
+        let entry = self.table.get(index);
+        match &entry.stage {
+            Stage::Socket(socket) if is_empty && std::mem::take(&mut entry.flags.pressed) => socket.session,
+            _ => None,
+        }
     }
 
     /// The kernel took a part: the peer is slow, and alive.
@@ -140,6 +188,7 @@ impl Core {
         if let Some(buffer) = buffer {
             self.outbound.reuse(buffer);
         }
+        self.detach(index);
         let queue = std::mem::replace(&mut self.table.get(index).outbound, NONE);
         if queue != NONE {
             self.outbound.give_back(queue);

@@ -1,17 +1,24 @@
 //! The loop of one shard: its thread sleeps in its own ring and nowhere else.
 //!
-//! The driver decides nothing. It reads the clock, hands the shard what happened, and hands the ring
-//! what is to be done.
+//! The driver decides nothing. It reads the clock, hands the shard what happened, and hands the ring and
+//! storage what is to be done.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
-use ring::{Doorbell, EventBatch, KernelRing, ListenerId, Ops, RingConfig, RingError};
+use chat::Now;
+use ring::{Doorbell, EventBatch, KernelRing, ListenerId, RingConfig, RingCounters, RingError};
+use shard_router::MailCounters;
+use storage::embedded::Port;
+use storage::seam::{Outcome, ReadError, Refusal, StorageEvent, StorageRequest};
 
-use crate::now::Now;
-use crate::shard::{Shard, ShardSettings};
+use crate::counters::ShardCounters;
+use crate::shard::{Input, Output, Shard, ShardParts};
+
+/// Beyond the time that clients were given to leave, they get this long to answer our closing.
+const DRAIN_GRACE_MS: u64 = 6_000;
 
 /// How far the process has come on its way to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,82 +54,145 @@ impl PhaseCell {
 
 /// Reads both clocks.
 #[derive(Debug, Clone, Copy)]
-pub struct Clock {
+struct Clock {
     started: Instant,
 }
 
 impl Clock {
-    /// Begins at a second, so that "long ago" can be said.
-    pub fn start() -> Self {
-        Self { started: Instant::now().checked_sub(Duration::from_secs(1)).unwrap_or_else(Instant::now) }
+    fn start() -> Self {
+        Self { started: Instant::now() }
     }
 
-    /// The time.
-    pub fn now(&self) -> Now {
+    fn now(self) -> Now {
         let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Now { monotonic_ms: self.started.elapsed().as_millis() as u64, wall_ms: wall.as_millis() as u64 }
     }
 }
 
 /// What one shard's thread needs to begin.
-pub struct DriverSettings {
+pub struct DriverParts {
     /// Limits of its ring.
     pub ring: RingConfig,
-    /// Limits of its shard.
-    pub shard: ShardSettings,
+    /// The shard to be.
+    pub shard: ShardParts,
+    /// Its end of the store.
+    pub port: Port,
     /// Where it listens, beside the other shards.
     pub listen: SocketAddr,
     /// Wakes it.
     pub doorbell: Doorbell,
+    /// Over how long it sends its clients away at the end.
+    pub drain_ms: u32,
     /// Tells it when to end.
     pub phase: Arc<PhaseCell>,
     /// What it says about itself, about once a second.
-    pub published: Arc<std::sync::Mutex<Published>>,
+    pub published: Arc<Mutex<Published>>,
 }
 
-/// What a shard has said about itself, for metrics.
+/// What a shard has said about itself, for metrics and for whoever waits for it.
 #[derive(Debug, Clone, Default)]
 pub struct Published {
     /// The shard's own counts.
-    pub shard: crate::counters::ShardCounters,
+    pub shard: ShardCounters,
+    /// Its rules'.
+    pub chat: chat::Counters,
+    /// What its rules hold, by name.
+    pub sizes: Vec<(&'static str, u64)>,
+    /// Its mailboxes'.
+    pub mail: MailCounters,
     /// Its ring's.
-    pub ring: ring::RingCounters,
+    pub ring: RingCounters,
     /// Connections held.
     pub connections: u32,
     /// Bytes of memory held for them.
-    pub memory_bytes: usize,
+    pub connection_bytes: usize,
+    /// It listens.
+    pub is_serving: bool,
+    /// Nobody is connected any more, and nothing waits for storage.
+    pub is_drained: bool,
+    /// Another process took its slots.
+    pub is_fenced: bool,
 }
 
 /// A shard with all that it needs, on its own thread.
 pub struct Driver {
     ring: KernelRing,
     shard: Shard,
+    port: Port,
+    listen: SocketAddr,
     listener: Option<ListenerId>,
     clock: Clock,
-    settings: DriverSettings,
+    input: Input,
+    output: Output,
+    drain_ms: u32,
+    /// Draining ends here, whoever is still there.
+    drained_by_ms: Option<u64>,
+    phase: Arc<PhaseCell>,
+    published: Arc<Mutex<Published>>,
     published_ms: u64,
 }
 
 impl Driver {
-    /// Makes the ring and listens. To be called on the thread that will [`Self::run`].
-    pub fn new(settings: DriverSettings) -> Result<Self, RingError> {
-        let mut ring = KernelRing::new(&settings.ring, settings.doorbell.clone())?;
-        let (listener, _) = ring.listen(settings.listen)?;
+    /// Makes the ring. To be called on the thread that will [`Self::begin`] and [`Self::run`].
+    pub fn new(parts: DriverParts) -> Result<Self, RingError> {
+        let ring = KernelRing::new(&parts.ring, parts.doorbell)?;
         let clock = Clock::start();
-        let shard = Shard::new(settings.shard.clone(), clock.now());
-        Ok(Self { ring, shard, listener: Some(listener), clock, settings, published_ms: 0 })
+        Ok(Self {
+            ring,
+            shard: Shard::new(parts.shard, clock.now()),
+            port: parts.port,
+            listen: parts.listen,
+            listener: None,
+            clock,
+            input: Input { ring: EventBatch::with_capacity(4_096, 1 << 20), storage: Vec::with_capacity(64) },
+            output: Output::default(),
+            drain_ms: parts.drain_ms,
+            drained_by_ms: None,
+            phase: parts.phase,
+            published: parts.published,
+            published_ms: 0,
+        })
+    }
+
+    /// Applies what storage recovered, then listens. `false`: the process was told to stop meanwhile.
+    pub fn begin(&mut self) -> Result<bool, RingError> {
+        while !self.shard.is_serving() {
+            self.step()?;
+            if self.phase.get() != Phase::Serving {
+                return Ok(false);
+            }
+        }
+        self.listener = Some(self.ring.listen(self.listen)?.0);
+        self.publish(self.clock.now());
+        Ok(true)
     }
 
     /// Serves until the phase says to stop.
-    pub fn run(mut self) -> Result<(), RingError> {
-        let mut events = EventBatch::with_capacity(4_096, 1 << 20);
-        let mut ops = Ops::with_capacity(4_096);
-        while self.settings.phase.get() != Phase::Stopping {
-            self.ring.wait(Some(self.patience()), &mut events)?;
-            let now = self.clock.now();
-            self.obey_phase();
-            self.shard.turn(now, &mut events, &mut ops);
-            self.ring.submit(&mut ops);
+    pub fn run(&mut self) -> Result<(), RingError> {
+        while self.phase.get() != Phase::Stopping {
+            self.step()?;
+        }
+        Ok(())
+    }
+
+    /// One sleep and one turn.
+    fn step(&mut self) -> Result<(), RingError> {
+        let port = &self.port;
+        let sleeps = self.shard.mailbox().prepare_to_sleep(|| port.has_events()) && self.input.storage.is_empty();
+        let patience = if sleeps { self.patience() } else { Duration::ZERO };
+        self.ring.wait(Some(patience), &mut self.input.ring)?;
+        self.shard.mailbox().woken();
+        let now = self.clock.now();
+        self.obey_phase(now);
+        self.port.poll(&mut self.input.storage);
+        self.shard.turn(now, &mut self.input, &mut self.output);
+        self.ring.submit(&mut self.output.ring);
+        for request in self.output.storage.drain(..) {
+            if let Err(returned) = self.port.submit(request) {
+                self.input.storage.extend(unavailable(returned));
+            }
+        }
+        if now.monotonic_ms >= self.published_ms + 1_000 || self.drained_by_ms.is_some() {
             self.publish(now);
         }
         Ok(())
@@ -136,23 +206,47 @@ impl Driver {
         Duration::from_millis(deadline_ms.saturating_sub(now_ms).min(1_000))
     }
 
-    fn obey_phase(&mut self) {
-        if self.settings.phase.get() >= Phase::Draining
-            && let Some(listener) = self.listener.take()
-        {
+    fn obey_phase(&mut self, now: Now) {
+        if self.phase.get() == Phase::Serving || self.drained_by_ms.is_some() {
+            return;
+        }
+        if let Some(listener) = self.listener.take() {
             self.ring.stop_listening(listener);
         }
+        self.shard.drain(now, self.drain_ms);
+        self.drained_by_ms = Some(now.monotonic_ms + u64::from(self.drain_ms) + DRAIN_GRACE_MS);
     }
 
     fn publish(&mut self, now: Now) {
-        if now.monotonic_ms < self.published_ms + 1_000 {
-            return;
-        }
         self.published_ms = now.monotonic_ms;
-        let mut published = self.settings.published.lock().expect("nobody panics while holding it");
+        let is_late = self.drained_by_ms.is_some_and(|by_ms| by_ms <= now.monotonic_ms);
+        let mut published = self.published.lock().expect("nobody panics while holding it");
         published.shard.clone_from(self.shard.counters());
+        published.chat = self.shard.chat().counters();
+        published.sizes.clear();
+        published.sizes.extend(self.shard.chat().sizes());
+        published.mail = self.shard.mailbox().counters();
         published.ring = self.ring.counters();
         published.connections = self.shard.connections();
-        published.memory_bytes = self.shard.memory_bytes();
+        published.connection_bytes = self.shard.memory_bytes();
+        published.is_serving = self.listener.is_some();
+        published.is_drained = self.shard.is_drained() || is_late;
+        published.is_fenced = self.shard.is_fenced();
+    }
+}
+
+/// What a shard is told of a request that storage did not take: its queue is full, or it has stopped.
+fn unavailable(request: StorageRequest) -> Option<StorageEvent> {
+    match request {
+        StorageRequest::Read(ticket, _) => {
+            let error = ReadError::Unavailable("too many reads are waiting".to_owned());
+            Some(StorageEvent::Read(ticket, Err(error)))
+        }
+        StorageRequest::Append(group) => {
+            let outcomes = vec![Outcome::Refused(Refusal::Unavailable); group.parts.len()];
+            Some(StorageEvent::Appended { group, outcomes })
+        }
+        // Only a store that has stopped refuses these, and then no checkpoint waits for them.
+        StorageRequest::Run { .. } | StorageRequest::Serving => None,
     }
 }

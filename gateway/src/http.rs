@@ -1,14 +1,16 @@
-//! The HTTP side of a connection: requests are put together, routed and answered here, and some become
-//! WebSockets. What REST requests do is in `rest.rs`.
+//! The HTTP side of a connection: requests are put together, routed and answered here. Some become
+//! WebSockets (`upgrade.rs`), others are questions to the rules (`rest.rs`).
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use wire::http::{CONTINUE, HttpError, HttpLimits, Method, Progress, Request, RequestReader};
-use wire::reader::Reader;
-use wire::upgrade::{check_upgrade, write_switching};
-use wire::websocket::Role;
+use chat::SessionKey;
+use wire::http::{CONTINUE, HttpLimits, Method, Progress, Request, RequestReader, Response, write_response};
+use wire::json::{encode_error_problem, encode_problem};
+use wire::protocol::{ErrorCode, ErrorFrame};
+use wire::websocket::Limits;
 
-use crate::problem::{Problem, write_problem};
+use crate::core::Core;
+use crate::effects::error_frame;
 use crate::shard::Shard;
 use crate::table::{NEVER, Stage};
 
@@ -21,49 +23,62 @@ pub(crate) struct Http {
     reader: RequestReader,
     /// What has arrived of the next request.
     input: Vec<u8>,
-    /// A request is being answered: its answer comes in a later turn.
+    /// The rules are at work on a request.
     pub answering: Option<Answering>,
 }
 
-/// What its answer needs to know of a request.
+/// What the answer to a request needs to know of it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Answering {
+    pub session: SessionKey,
+    pub reply: Reply,
+}
+
+/// How a request wants to be answered.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reply {
     pub keep_alive: bool,
     pub head_only: bool,
 }
 
+impl Reply {
+    fn to(request: &Request<'_>) -> Self {
+        Self { keep_alive: request.keep_alive, head_only: request.method == Method::Head }
+    }
+}
+
 /// What becomes of a connection after a request.
-enum Next {
+pub(crate) enum Next {
     /// It waits for the next request.
     Request,
     /// It ends once the answer is sent.
     Close,
     /// It is a WebSocket now.
     Switched(Stage),
-    /// The answer will come later.
-    Later(Answering),
+    /// The answer will come, now or in a later turn, through [`Core::answer`].
+    Later,
 }
 
 impl Shard {
     /// Bytes arrived on a connection that speaks HTTP.
     pub(crate) fn http_received(&mut self, index: u32, bytes: &[u8]) {
         // Taken out while it is worked on, and put back at the end unless the connection ends or changes.
-        let Stage::Http(mut http) = std::mem::replace(&mut self.core.table.get(index).stage, Stage::Closing) else {
-            unreachable!("the caller looked")
-        };
-        let held = std::mem::take(&mut http.input);
-        let joined;
+        let http = self.core.http(index);
+        let mut reader = http.reader;
+        let mut input = std::mem::take(&mut http.input);
         // Most requests arrive in one piece and are read where they lie.
-        let mut rest = if held.is_empty() {
+        let mut rest = if input.is_empty() {
             bytes
         } else {
-            joined = [&held[..], bytes].concat();
-            &joined[..]
+            input.extend_from_slice(bytes);
+            &input[..]
         };
-        while http.answering.is_none() && !rest.is_empty() {
-            let limits = HttpLimits { body_bytes_max: self.core.settings.request_bytes_max, ..HttpLimits::default() };
-            let polled = catch_unwind(AssertUnwindSafe(|| http.reader.poll(&limits, rest)));
-            let Ok(polled) = polled else { return self.isolate(index) };
+        while self.core.http(index).answering.is_none() && !rest.is_empty() {
+            let body_bytes_max = Limits::for_bodies_of(self.core.settings.body_bytes_max as u32).message_bytes_max;
+            let limits = HttpLimits { body_bytes_max, ..HttpLimits::default() };
+            let Ok(polled) = catch_unwind(AssertUnwindSafe(|| reader.poll(&limits, rest))) else {
+                return self.isolate(index);
+            };
             match polled {
                 Ok(Progress::Incomplete) => break,
                 Ok(Progress::Continue) => {
@@ -71,12 +86,12 @@ impl Shard {
                     break;
                 }
                 Ok(Progress::Request(request)) => {
-                    self.core.counters.requests += 1;
+                    self.core.counters.http_requests += 1;
+                    self.core.table.get(index).flags.arriving = false;
                     rest = &rest[request.bytes..];
                     match self.route(index, &request) {
-                        Next::Request => self.await_request(index),
-                        Next::Later(answering) => {
-                            http.answering = Some(answering);
+                        Next::Request => self.core.await_request(index),
+                        Next::Later => {
                             let deadline_ms = self.core.now.monotonic_ms + self.core.settings.request_ms;
                             self.core.set_deadline(index, deadline_ms);
                         }
@@ -84,40 +99,53 @@ impl Shard {
                         Next::Switched(stage) => return self.switch(index, stage, rest),
                     }
                 }
-                Err(error) => return self.refuse_malformed(index, error),
+                Err(error) => {
+                    self.core.counters.http_malformed += 1;
+                    let reply = Reply { keep_alive: false, head_only: false };
+                    self.core.problem(index, reply, error.status(), &error.to_string(), &[]);
+                    return self.core.finish(index);
+                }
             }
         }
-        if http.answering.is_some() && rest.len() > AHEAD_BYTES_MAX {
+        self.keep_input(index, reader, rest.to_vec());
+    }
+
+    /// Keeps what has arrived of the next request.
+    fn keep_input(&mut self, index: u32, reader: RequestReader, input: Vec<u8>) {
+        let now_ms = self.core.now.monotonic_ms;
+        let is_answering = self.core.http(index).answering.is_some();
+        if is_answering && input.len() > AHEAD_BYTES_MAX {
             return self.core.cut(index);
         }
-        if !rest.is_empty() && http.answering.is_none() {
-            self.begin_request_deadline(index);
+        let flags = &mut self.core.table.get(index).flags;
+        // A later request has as long as the first one had, from its first byte on.
+        if !is_answering && !input.is_empty() && flags.served && !flags.arriving {
+            flags.arriving = true;
+            let deadline_ms = now_ms + self.core.settings.handshake_ms;
+            self.core.set_deadline(index, deadline_ms);
         }
-        http.input = rest.to_vec();
-        self.core.table.get(index).stage = Stage::Http(http);
+        let http = self.core.http(index);
+        (http.reader, http.input) = (reader, input);
     }
 
     /// The peer has finished sending: what it asked is still answered.
     pub(crate) fn http_eof(&mut self, index: u32) {
-        let entry = self.core.table.get(index);
-        entry.flags.eof = true;
-        let Stage::Http(http) = &entry.stage else { unreachable!("the caller looked") };
-        if http.answering.is_none() {
+        self.core.table.get(index).flags.eof = true;
+        if self.core.http(index).answering.is_none() {
             self.core.finish(index);
         }
     }
 
-    /// The stage's deadline has passed.
+    /// The deadline of the request has passed.
     pub(crate) fn http_late(&mut self, index: u32) {
-        let Stage::Http(http) = &self.core.table.get(index).stage else { unreachable!("the caller looked") };
-        if let Some(answering) = http.answering {
+        let http = self.core.http(index);
+        if let Some(Answering { session, reply }) = http.answering.take() {
+            self.core.detached.push(session);
             self.core.counters.request_timeouts += 1;
-            let problem = Problem::of_code(wire::protocol::ErrorCode::Unavailable, "The answer took too long.");
-            self.answer_problem(index, answering, &Problem { after_ms: Some(1_000), ..problem });
-            return;
+            self.core.error_problem(index, reply, &error_frame(ErrorCode::Unavailable, None, Some(1_000)));
+            return self.go_on(index, reply.keep_alive);
         }
-        let is_idle = http.input.is_empty();
-        if self.core.table.get(index).flags.served && is_idle {
+        if http.input.is_empty() && self.core.table.get(index).flags.served {
             self.core.counters.idle_timeouts += 1;
         } else {
             self.core.counters.handshake_timeouts += 1;
@@ -125,97 +153,57 @@ impl Shard {
         self.core.cut(index);
     }
 
-    /// Between two requests of one connection.
-    fn await_request(&mut self, index: u32) {
-        self.core.table.get(index).flags.served = true;
-        let deadline_ms = self.core.now.monotonic_ms + self.core.settings.idle_ms;
-        self.core.set_deadline(index, deadline_ms);
-    }
-
-    /// A later request has as long as the first one had, from its first byte on.
-    fn begin_request_deadline(&mut self, index: u32) {
-        let until_ms = self.core.now.monotonic_ms + self.core.settings.handshake_ms;
-        let entry = self.core.table.get(index);
-        if entry.flags.served && !entry.flags.arriving {
-            entry.flags.arriving = true;
-            self.core.set_deadline(index, until_ms);
-        }
-    }
-
     /// The answer to a request is written: on to the next one, or to the end.
-    pub(crate) fn answered(&mut self, index: u32, keep_alive: bool) {
-        let entry = self.core.table.get(index);
-        entry.flags.arriving = false;
-        if !keep_alive || entry.flags.eof {
+    pub(crate) fn go_on(&mut self, index: u32, keep_alive: bool) {
+        if !keep_alive || self.core.draining || self.core.table.get(index).flags.eof {
             return self.core.finish(index);
         }
-        let Stage::Http(http) = &mut entry.stage else { return };
-        http.answering = None;
-        let ahead = std::mem::take(&mut http.input);
-        self.await_request(index);
+        self.core.await_request(index);
+        let ahead = std::mem::take(&mut self.core.http(index).input);
         if !ahead.is_empty() {
             self.http_received(index, &ahead);
         }
     }
 
-    /// Answers a request that was left for later with a problem.
-    pub(crate) fn answer_problem(&mut self, index: u32, answering: Answering, problem: &Problem<'_>) {
-        self.count_problem(problem);
-        let keep_alive = answering.keep_alive && !self.draining;
-        write_problem(self.core.queue(index), problem, keep_alive, answering.head_only);
-        self.answered(index, keep_alive);
-    }
-
     fn route(&mut self, index: u32, request: &Request<'_>) -> Next {
-        self.core.table.get(index).flags.arriving = false;
         match request.path.as_ref() {
+            "/ws" => self.upgrade(index, request),
             "/echo" if self.core.settings.echo => self.upgrade_echo(index, request),
-            _ => self.refuse(index, request, &Problem::new(404, "no_such_page", "There is nothing at this address.")),
+            path => match path.strip_prefix("/v1/") {
+                Some(rest) => self.rest(index, request, rest),
+                None => self.refuse(index, request, 404, "There is nothing at this address.", &[]),
+            },
         }
     }
 
     /// Answers a request with a problem; the connection goes on.
-    fn refuse(&mut self, index: u32, request: &Request<'_>, problem: &Problem<'_>) -> Next {
-        self.count_problem(problem);
-        let keep_alive = request.keep_alive && !self.draining;
-        write_problem(self.core.queue(index), problem, keep_alive, request.method == Method::Head);
-        if keep_alive { Next::Request } else { Next::Close }
+    pub(crate) fn refuse(
+        &mut self,
+        index: u32,
+        request: &Request<'_>,
+        status: u16,
+        detail: &str,
+        headers: &[(&str, &str)],
+    ) -> Next {
+        let reply = Reply::to(request);
+        self.core.problem(index, reply, status, detail, headers);
+        self.after(reply)
     }
 
-    fn count_problem(&mut self, problem: &Problem<'_>) {
-        self.core.counters.status(problem.status);
-        if let Some(code) = wire::protocol::ErrorCode::ALL.iter().find(|code| code.as_str() == problem.code) {
-            self.core.counters.error(*code);
-        }
+    /// Answers a request with a problem that is an error frame elsewhere; the connection goes on.
+    pub(crate) fn refuse_with(&mut self, index: u32, request: &Request<'_>, error: &ErrorFrame<'_>) -> Next {
+        let reply = Reply::to(request);
+        self.core.error_problem(index, reply, error);
+        self.after(reply)
     }
 
-    /// What is not HTTP, or too much of it, ends the connection: where the next request would begin is
-    /// anybody's guess.
-    fn refuse_malformed(&mut self, index: u32, error: HttpError) {
-        self.core.counters.http_malformed += 1;
-        let detail = error.to_string();
-        let problem = Problem::new(error.status(), "malformed_request", &detail);
-        self.count_problem(&problem);
-        write_problem(self.core.queue(index), &problem, false, false);
-        self.core.finish(index);
+    fn after(&self, reply: Reply) -> Next {
+        if reply.keep_alive && !self.core.draining { Next::Request } else { Next::Close }
     }
 
-    fn upgrade_echo(&mut self, index: u32, request: &Request<'_>) -> Next {
-        match check_upgrade(request) {
-            Ok(upgrade) => {
-                self.core.counters.upgrades += 1;
-                write_switching(self.core.queue(index), upgrade.key, None);
-                Next::Switched(Stage::Echo(Reader::new(Role::Server)))
-            }
-            Err(error) => self.refuse_upgrade(index, request, error),
-        }
-    }
-
-    fn refuse_upgrade(&mut self, index: u32, request: &Request<'_>, error: wire::upgrade::UpgradeError) -> Next {
-        self.core.counters.upgrades_refused += 1;
-        let detail = error.to_string();
-        let problem = Problem { headers: error.headers(), ..Problem::new(error.status(), "bad_handshake", &detail) };
-        self.refuse(index, request, &problem)
+    /// The rules get to work on a request.
+    pub(crate) fn answer_later(&mut self, index: u32, request: &Request<'_>, session: SessionKey) {
+        self.core.http(index).answering = Some(Answering { session, reply: Reply::to(request) });
     }
 
     /// The connection is a WebSocket from the byte behind the request on.
@@ -223,10 +211,58 @@ impl Shard {
         let entry = self.core.table.get(index);
         entry.stage = stage;
         entry.deadline_ms = NEVER;
-        entry.flags.served = false;
-        self.switched(index);
+        self.greet(index);
         if !rest.is_empty() {
             self.received(index, &mut rest.to_vec());
         }
     }
 }
+
+impl Core {
+    /// The HTTP state of a connection that is known to speak it.
+    pub(crate) fn http(&mut self, index: u32) -> &mut Http {
+        match &mut self.table.get(index).stage {
+            Stage::Http(http) => http,
+            _ => unreachable!("the caller knows that it speaks HTTP"),
+        }
+    }
+
+    /// Between two requests of one connection.
+    fn await_request(&mut self, index: u32) {
+        self.table.get(index).flags.served = true;
+        let deadline_ms = self.now.monotonic_ms + self.settings.idle_ms;
+        self.set_deadline(index, deadline_ms);
+    }
+
+    /// Writes a response whose body `write` appends.
+    pub(crate) fn respond(&mut self, index: u32, reply: Reply, response: &Response<'_>, write: impl FnOnce(&mut Vec<u8>)) {
+        self.counters.status(response.status);
+        let keep_alive = reply.keep_alive && !self.draining;
+        let mut body = Vec::new();
+        write(&mut body);
+        write_response(self.queue(index), &Response { keep_alive, head_only: reply.head_only, ..*response }, &body);
+    }
+
+    /// Writes a problem that only HTTP has.
+    pub(crate) fn problem(&mut self, index: u32, reply: Reply, status: u16, detail: &str, headers: &[(&str, &str)]) {
+        let response = Response { status, content_type: PROBLEM, headers, ..Response::default() };
+        self.respond(index, reply, &response, |body| encode_problem(body, status, detail));
+    }
+
+    /// Writes a problem that is an error frame elsewhere.
+    pub(crate) fn error_problem(&mut self, index: u32, reply: Reply, error: &ErrorFrame<'_>) {
+        self.counters.error(error.code);
+        let seconds = error.after_ms.map(|ms| ms.div_ceil(1_000).max(1).to_string());
+        let retry_after = [("Retry-After", seconds.as_deref().unwrap_or_default())];
+        let headers: &[_] = match error.code {
+            ErrorCode::Unauthorized => &[("WWW-Authenticate", "Bearer")],
+            _ if seconds.is_some() => &retry_after,
+            _ => &[],
+        };
+        let response =
+            Response { status: error.code.status(), content_type: PROBLEM, headers, ..Response::default() };
+        self.respond(index, reply, &response, |body| encode_error_problem(body, error));
+    }
+}
+
+const PROBLEM: &str = "application/problem+json";

@@ -3,8 +3,12 @@
 //! An idle session costs one [`Entry`], twelve bytes in the wheel and four in the index: it has no
 //! buffer, in or out. What a busy one needs more is lent from pools and given back.
 
+use chat::{ClientKey, SessionKey};
 use ring::Connection;
+use wire::ids::UserId;
 use wire::reader::Reader;
+
+use crate::auth;
 
 use crate::http::Http;
 
@@ -19,10 +23,27 @@ pub(crate) enum Stage {
     Free(u32),
     /// HTTP: a request is expected, arriving or being answered.
     Http(Box<Http>),
+    /// A WebSocket that speaks the client protocol.
+    Socket(Socket),
     /// A WebSocket that gets back what it sends.
     Echo(Reader),
     /// Its last bytes are on their way; whatever the peer still sends is ignored.
     Closing,
+}
+
+/// A WebSocket of the client protocol.
+pub(crate) struct Socket {
+    pub reader: Reader,
+    /// The session, once `open` came.
+    pub session: Option<SessionKey>,
+    /// The user of the session, whose new tokens it takes.
+    pub user: UserId,
+    /// Until when pings have been paid for: each costs a second, and a peer may owe twenty.
+    pub pings_until_ms: u64,
+    /// When the client's token ends, by the monotonic clock of this run.
+    pub expires_ms: u64,
+    /// Who the client said it is at the upgrade; its `open` takes it.
+    pub upgraded_as: Option<Box<auth::Identity>>,
 }
 
 /// One connection.
@@ -49,6 +70,12 @@ pub(crate) struct Flags {
     pub paused: bool,
     /// To be shut down when its queue is empty.
     pub finish: bool,
+    /// So much waited for it once that the rules made it lag; they want to know when nothing waits.
+    pub pressed: bool,
+    /// WebSocket: the client was told that its token ends.
+    pub warned: bool,
+    /// WebSocket: the session is open, so that the token's end matters.
+    pub opened: bool,
     /// HTTP: at least one request was answered.
     pub served: bool,
     /// HTTP: a later request has begun to arrive.
@@ -139,6 +166,18 @@ impl Table {
     pub(crate) fn find(&self, connection: Connection) -> Option<u32> {
         let index = *self.index.get(usize::from(connection.table()))?.get(connection.slot() as usize)?;
         (index != NONE && self.entries[index as usize].connection == connection).then_some(index)
+    }
+
+    /// The entry of a client, unless it is gone.
+    pub(crate) fn find_client(&self, client: ClientKey) -> Option<u32> {
+        let (index, generation) = (client.0 as u32, (client.0 >> 32) as u32);
+        let entry = self.entries.get(index as usize)?;
+        (entry.generation == generation && !matches!(entry.stage, Stage::Free(_))).then_some(index)
+    }
+
+    /// What the rules call the client of this entry.
+    pub(crate) fn client(&self, index: u32) -> ClientKey {
+        ClientKey(u64::from(self.entries[index as usize].generation) << 32 | u64::from(index))
     }
 
     pub(crate) fn get(&mut self, index: u32) -> &mut Entry {

@@ -66,7 +66,8 @@ fn a_good_token_says_who_it_is_and_until_when() {
 #[test]
 fn our_own_tokens_are_accepted_by_the_dev_key() {
     let data = tempfile::tempdir().unwrap();
-    let authenticator = Authenticator::for_dev(data.path()).unwrap();
+    let flags = [("storage.data", data.path().display().to_string())];
+    let authenticator = Authenticator::for_dev(&Config::load(None, [], &flags).unwrap()).unwrap();
     let secret = secret_file(&data.path().join(DEV_KEY_FILE)).unwrap();
     let order = TokenOrder {
         kid: DEV_KID,
