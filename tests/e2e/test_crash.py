@@ -1,6 +1,7 @@
 """Nothing acknowledged is ever lost: kill -9, power cut, full disk, damage.
 
-`CRASHES=20 ./test e2e -- -k kill_9` crashes as often as one likes; `SEED=...` repeats the moments.
+`CRASHES=20 ./test e2e -- -k kill_9` crashes as often as one likes, `SEGMENT_REMOVALS=10 ./test e2e -- -k segments`
+runs for as long as that takes; `SEED=...` repeats the moments.
 """
 
 import os
@@ -18,6 +19,7 @@ from harness.places import wait_until
 from harness.server import Server
 
 CRASHES = int(os.environ.get("CRASHES", "3"))
+SEGMENT_REMOVALS = int(os.environ.get("SEGMENT_REMOVALS", "2"))
 SEED = os.environ.get("SEED") or str(random.randrange(1 << 32))
 
 
@@ -142,6 +144,32 @@ def test_graceful_restarts_under_load(make_server, users):
         records.append(chatter.join())
     server.start()
     check(server, records)
+
+
+@pytest.mark.timeout(300 + 120 * SEGMENT_REMOVALS)
+def test_old_segments_go_and_no_message_goes_with_them(make_server, directory, moments):
+    """The disk does not grow without end, and what the removed segments held is in the views."""
+    server = make_server().start()
+    acks = Path(directory) / "acks.log"
+    load = Loadgen(server, acks, rate=6000, seconds=120 * SEGMENT_REMOVALS)
+
+    def lowest_segment():
+        assert load.process.poll() is None, load.log.read_text()
+        return min(int(path.stem) for path in (server.data / "journal").glob("*.seg"))
+
+    try:
+        first = wait_until(lowest_segment, "there is a segment")
+        wait_until(
+            lambda: lowest_segment() >= first + SEGMENT_REMOVALS,
+            f"{SEGMENT_REMOVALS} segments are gone",
+            120 * SEGMENT_REMOVALS,
+        )
+        time.sleep(moments.uniform(0.0, 2.0))
+        server.kill()
+    finally:
+        load.stop()
+    server.start()
+    print(verify(server, acks))
 
 
 # -------------------------------------------------------------------------------------------- a full disk

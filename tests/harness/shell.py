@@ -26,7 +26,7 @@ def blocks(document):
 
 
 def script(document):
-    """The document's commands as one script, which leaves nothing running."""
+    """The document's commands as one script."""
     lines = [
         "set -euo pipefail",
         "ip link set lo up",
@@ -34,8 +34,6 @@ def script(document):
         f"export CARGO_TARGET_DIR={shlex.quote(str(places.TARGET))}",
         # The reader stands in the repository; here the commands run beside it, so that nothing is left in it.
         f"cargo() {{ command cargo \"$1\" --quiet --manifest-path {places.REPOSITORY}/Cargo.toml \"${{@:2}}\"; }}",
-        "started=()",
-        "trap 'for pid in ${started[@]+\"${started[@]}\"}; do kill \"$pid\" 2>/dev/null && wait \"$pid\" || true; done' EXIT",
         "ready() { for _ in $(seq 600); do curl -sf http://127.0.0.1:8801/health/ready >/dev/null && return; sleep 0.1;"
         " done; echo 'not ready'; cat served.log; return 1; }",
     ]
@@ -43,8 +41,7 @@ def script(document):
         if marking == "":
             lines += ["set -x", commands.rstrip(), "{ set +x; } 2>/dev/null"]
         elif marking == "serves":
-            # `exec` in a subshell, so that the pid is the server's own and not that of a shell around it.
-            lines += [f"({commands.strip()}) >served.log 2>&1 &", "started+=($!)", "ready"]
+            lines += [f"({commands.strip()}) >served.log 2>&1 &", "ready"]
         else:
             assert marking.startswith("by-hand: "), f"{document}: what does `sh {marking}` mean?"
     return "\n".join(lines) + "\n"
@@ -52,11 +49,13 @@ def script(document):
 
 def run(document, directory):
     """Runs the document's commands; the test fails with their output if one fails."""
-    probe = subprocess.run(["unshare", "--net", "true"], capture_output=True)
+    # A network in which the documented ports are free, and processes that end with the shell that began them.
+    namespaces = ["unshare", "--net", "--pid", "--fork", "--kill-child"]
+    probe = subprocess.run([*namespaces, "true"], capture_output=True)
     if probe.returncode != 0:
         pytest.skip("a network namespace needs root, run ./test e2e as root")
     done = subprocess.run(
-        ["unshare", "--net", "bash", "-c", script(document)],
+        [*namespaces, "bash", "-c", script(document)],
         cwd=directory,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
