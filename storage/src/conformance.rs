@@ -192,25 +192,28 @@ fn key(slot: Slot, lsn: Lsn) -> Vec<u8> {
 }
 
 /// A backend, its played shards, and everything that was ever committed.
-struct Driver<'a, B: Backend> {
-    backend: &'a mut B,
-    shards: Shards,
+pub(crate) struct Driver<'a, B: Backend> {
+    pub(crate) backend: &'a mut B,
+    pub(crate) shards: Shards,
     committed: BTreeMap<(Slot, Lsn), Vec<u8>>,
     ticket: Ticket,
     rng: SimRng,
+    /// `Some`: runs are not handed over, as by a shard that hangs.
+    pub(crate) held: Option<Vec<(u16, StorageRequest)>>,
 }
 
 /// Polls before an answer counts as never coming.
 const POLLS_MAX: u32 = 200_000;
 
 impl<'a, B: Backend> Driver<'a, B> {
-    fn new(backend: &'a mut B, shards: u16, seed: u64) -> Driver<'a, B> {
+    pub(crate) fn new(backend: &'a mut B, shards: u16, seed: u64) -> Driver<'a, B> {
         let mut driver = Driver {
             backend,
             shards: Shards::default(),
             committed: BTreeMap::new(),
             ticket: 0,
             rng: SimRng::new(seed),
+            held: None,
         };
         driver.restart(End::Kill, shards);
         driver
@@ -224,7 +227,7 @@ impl<'a, B: Backend> Driver<'a, B> {
         shard_of_slot(slot, self.count())
     }
 
-    fn poll(&mut self) {
+    pub(crate) fn poll(&mut self) {
         (0..self.count()).for_each(|shard| self.poll_shard(shard));
     }
 
@@ -232,10 +235,25 @@ impl<'a, B: Backend> Driver<'a, B> {
         let mut events = Vec::new();
         self.backend.poll(shard, &mut events);
         for event in events {
-            if let Some(request) = self.shards.on_event(shard, event) {
-                self.backend.submit(shard, request);
+            match (self.shards.on_event(shard, event), &mut self.held) {
+                (Some(request @ StorageRequest::Run { .. }), Some(held)) => held.push((shard, request)),
+                (Some(request), _) => self.backend.submit(shard, request),
+                (None, _) => {}
             }
         }
+    }
+
+    /// Hands over what was held.
+    #[cfg(test)]
+    pub(crate) fn release(&mut self) {
+        for (shard, request) in self.held.take().unwrap_or_default() {
+            self.backend.submit(shard, request);
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn checkpoints_done(&self) -> u64 {
+        self.shards.0[0].checkpoints_done
     }
 
     fn poll_until(&mut self, what: &str, done: impl Fn(&Shards) -> bool) {
@@ -249,7 +267,7 @@ impl<'a, B: Backend> Driver<'a, B> {
     }
 
     /// Ends and starts the store; afterwards every committed record must be where it belongs.
-    fn restart(&mut self, end: End, shards: u16) {
+    pub(crate) fn restart(&mut self, end: End, shards: u16) {
         let before = (!self.shards.0.is_empty()).then(|| self.backend.facts());
         self.backend.restart(end, shards, &mut self.shards);
         self.shards = Shards((0..shards).map(|_| Shard::default()).collect());
@@ -343,7 +361,7 @@ impl<'a, B: Backend> Driver<'a, B> {
         outcomes
     }
 
-    fn append(&mut self, shard: u16, group: AppendGroup) -> Vec<Outcome> {
+    pub(crate) fn append(&mut self, shard: u16, group: AppendGroup) -> Vec<Outcome> {
         let ticket = self.submit(shard, group);
         self.outcomes(shard, ticket)
     }
@@ -353,7 +371,7 @@ impl<'a, B: Backend> Driver<'a, B> {
     }
 
     /// One group of a shard, over a few of its slots.
-    fn random_group(&mut self, shard: u16) -> AppendGroup {
+    pub(crate) fn random_group(&mut self, shard: u16) -> AppendGroup {
         let epoch = self.backend.facts().epoch;
         let mut group = AppendGroup::default();
         for slot in 0..=self.rng.below(3) as u16 {
@@ -377,7 +395,7 @@ impl<'a, B: Backend> Driver<'a, B> {
     }
 
     /// Every committed record is found by its slot's shard, in its overlay or in the views.
-    fn check_rows(&mut self) {
+    pub(crate) fn check_rows(&mut self) {
         let mut slots: Vec<Slot> = self.committed.keys().map(|&(slot, _)| slot).collect();
         slots.dedup();
         for slot in slots {
@@ -398,7 +416,7 @@ impl<'a, B: Backend> Driver<'a, B> {
     }
 
     /// Appends until `more` further checkpoints are done.
-    fn append_through_checkpoints(&mut self, more: u64) {
+    pub(crate) fn append_through_checkpoints(&mut self, more: u64) {
         let target = self.shards.0[0].checkpoints_done + more;
         for _ in 0..10_000 {
             if self.shards.0.iter().all(|shard| shard.checkpoints_done >= target) {

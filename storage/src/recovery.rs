@@ -419,8 +419,13 @@ impl Walk {
         let Some(header) = BatchHeader::decode(self.identity.store_key, bytes) else {
             return Ok(Err("no valid batch header".into()));
         };
-        if let Some(what) = self.misplaced(&header) {
-            return Ok(Err(what));
+        if !self.belongs(&header) {
+            return Ok(Err(format!("a batch of another place or time, number {}", header.number)));
+        }
+        if !self.continues_chain(&header) {
+            // Never a torn tail: it was written when the one before it had been synced, and that is gone.
+            let what = format!("batch {} follows another batch than the one before it", header.number);
+            return Err(damaged(&segment.name, offset, what));
         }
         let stored = header.stored_bytes();
         let Some(bytes) = segment.get(disk, offset, stored as usize)? else {
@@ -439,16 +444,15 @@ impl Walk {
     }
 
     /// Whether a batch belongs here: a stale one, of an earlier life of this room, does not.
-    fn misplaced(&self, header: &BatchHeader) -> Option<String> {
-        if self.planted.stale_tail {
-            return None;
-        }
+    fn belongs(&self, header: &BatchHeader) -> bool {
         let here = position(self.tail.segment, self.tail.offset);
         let fits = header.position == here && header.epoch == self.epoch && header.number == self.tail.number;
-        if !fits {
-            return Some(format!("a batch of another place or time, number {}", header.number));
-        }
-        (header.previous_checksum != self.tail.checksum).then(|| "the chain of checksums is broken".into())
+        fits || self.planted.stale_tail
+    }
+
+    /// Whether a batch that belongs here was written behind the one that was read before it.
+    fn continues_chain(&self, header: &BatchHeader) -> bool {
+        header.previous_checksum == self.tail.checksum || self.planted.stale_tail
     }
 
     fn take(&mut self, header: &BatchHeader, body: &[u8]) {

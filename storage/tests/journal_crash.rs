@@ -120,12 +120,17 @@ impl Model {
 
 /// One life of the process, until the machine dies or the time is over.
 fn live(disk: &mut SimDisk, journal: &mut Journal<SimDisk>, model: &mut Model) {
-    for _ in 0..model.rng.below(30) {
-        match model.rng.below(10) {
+    let mut frozen = None;
+    for _ in 0..model.rng.below(40) {
+        match model.rng.below(8) {
             0 => {
-                let number = model.checkpoints.iter().map(|&(number, _)| number).max().unwrap_or(0) + 1;
-                let frozen = journal.freeze();
-                model.checkpoints.push((number, model.committed.len()));
+                // Batches come between the moment of a checkpoint and its record.
+                let Some((number, frozen)) = frozen.take() else {
+                    let number = model.checkpoints.iter().map(|&(number, _)| number).max().unwrap_or(0) + 1;
+                    model.checkpoints.push((number, model.committed.len()));
+                    frozen = Some((number, journal.freeze()));
+                    continue;
+                };
                 match journal.record_checkpoint(disk, number, &frozen) {
                     Ok(None) => model.checkpoints.retain(|&(known, _)| known == number),
                     Ok(Some(_)) => {}

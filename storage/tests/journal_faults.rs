@@ -237,3 +237,31 @@ fn segments_do_not_pile_up_when_checkpoints_come() {
     assert_eq!(opened.journal.next_lsn(9), 240);
     assert!(opened.recovered.is_empty());
 }
+
+/// A disk that loses a write which it said was synced, and shows what lay there before. Each batch is whole
+/// in itself, at its place, of this boot, with the right number: only the chain tells.
+#[test]
+fn a_lost_write_that_uncovers_an_older_batch_is_seen_by_the_chain() {
+    let mut tried = 0;
+    for seed in 0..100 {
+        let mut disk = SimDisk::new(seed);
+        let mut journal = open(&mut disk).expect("opens").journal;
+        assert_eq!(append(&mut disk, &mut journal, 1, 600), Outcome::Committed);
+        let place = journal.position() & u64::from(u32::MAX);
+        disk.faults.fail_next_write = Some(DiskError::Io("injected".into()));
+        assert_eq!(append(&mut disk, &mut journal, 2, 600), Outcome::Refused(Refusal::Unavailable));
+        let file = disk.open(&segment_name(1)).expect("it is there");
+        let mut refused = vec![0; BLOCK_BYTES];
+        disk.read_at(&file, place, &mut refused).expect("reads");
+        for slot in [3, 4] {
+            assert_eq!(append(&mut disk, &mut journal, slot, 600), Outcome::Committed);
+        }
+        // Only when the failed write had reached the disk whole.
+        if refused[700..].contains(&(2 ^ 0x5a)) && refused[..8] == *b"RWBATCH1" {
+            tried += 1;
+            disk.write_at(&file, place, &refused).expect("writes");
+            assert!(matches!(open(&mut disk), Err(OpenError::Damaged { .. })), "seed {seed}");
+        }
+    }
+    assert!(tried > 10, "only {tried} refused batches were whole");
+}
