@@ -44,6 +44,8 @@ pub(crate) enum Asked {
     Changes = 3 << 29,
 }
 
+/// Lists of unacknowledged messages kept for the next session that needs one.
+const SPARE_MAX: usize = 4_096;
 const ASKED_BITS: u32 = 3 << 29;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,8 +67,15 @@ struct Session {
     /// Messages pushed on this connection.
     n: u64,
     /// Messages pushed and not acknowledged, the oldest first; the last has the number `n`.
-    unacknowledged: VecDeque<(ConversationId, u64)>,
+    unacknowledged: Option<Box<Unacknowledged>>,
     trouble: Option<Box<Trouble>>,
+}
+
+/// What a session has while something is on its way to the client: lent by the shard, so that an idle
+/// session holds nothing and a busy one allocates nothing.
+#[derive(Debug, Default)]
+struct Unacknowledged {
+    messages: VecDeque<(ConversationId, u64)>,
 }
 
 /// What only a session in trouble has.
@@ -96,6 +105,8 @@ pub(crate) struct Sessions {
     generation_of_store: u64,
     class: &'static str,
     slab: Slab<Session>,
+    #[expect(clippy::vec_box, reason = "lent out and taken back box by box")]
+    spare: Vec<Box<Unacknowledged>>,
     generation: u32,
     random: u64,
     pub counters: Counters,
@@ -109,6 +120,7 @@ impl Sessions {
             generation_of_store: store,
             class,
             slab: Slab::new(),
+            spare: Vec::new(),
             generation: 0,
             random: seed,
             counters: Counters::default(),
@@ -129,7 +141,7 @@ impl Sessions {
             number: 0,
             phase,
             n: 0,
-            unacknowledged: VecDeque::new(),
+            unacknowledged: None,
             trouble: None,
         };
         SessionKey(self.slab.insert(session) as u32)
@@ -345,19 +357,22 @@ impl Sessions {
             self.counters.bad_cursor += 1;
             return self.error(key, None, None, ErrorCode::BadCursor, 0, fx);
         }
-        let kept = (session.n - received).min(session.unacknowledged.len() as u64) as usize;
-        let acknowledged = session.unacknowledged.len() - kept;
+        let mut lent = session.unacknowledged.take().unwrap_or_else(|| self.spare.pop().unwrap_or_default());
+        let kept = (session.n - received).min(lent.messages.len() as u64) as usize;
+        let acknowledged = lent.messages.len() - kept;
         let mut marks: Vec<(ConversationId, u64)> = Vec::new();
-        for (conversation, seq) in session.unacknowledged.drain(..acknowledged) {
+        for (conversation, seq) in lent.messages.drain(..acknowledged) {
             match marks.iter_mut().rev().find(|mark| mark.0 == conversation) {
                 Some(mark) => mark.1 = mark.1.max(seq),
                 None => marks.push((conversation, seq)),
             }
         }
-        if session.unacknowledged.is_empty() {
-            session.unacknowledged = VecDeque::new();
+        let caught_up = kept <= self.limits.unacknowledged_max as usize / 2;
+        if kept > 0 {
+            session.unacknowledged = Some(lent);
+        } else if self.spare.len() < SPARE_MAX {
+            self.spare.push(lent);
         }
-        let caught_up = session.unacknowledged.len() <= self.limits.unacknowledged_max as usize / 2;
         for (conversation, delivered) in marks {
             let request = self.request(key, Asked::Other);
             let mail = Mail::Mark { request, conversation, delivered, read: 0 };
@@ -503,7 +518,9 @@ impl Sessions {
             return self.fall_behind(key, conversation, seq, fx);
         }
         session.n += 1;
-        session.unacknowledged.push_back((conversation, seq));
+        let lent = session.unacknowledged.get_or_insert_with(|| self.spare.pop().unwrap_or_default());
+        lent.messages.push_back((conversation, seq));
+        let unacknowledged = lent.messages.len();
         let own = session.user == message.from;
         let item = MessageItem {
             seq,
@@ -519,8 +536,7 @@ impl Sessions {
         let frame = ServerFrame::Message(Message { conversation, item, change, n: session.n });
         let queued = fx.frame(session.client, &frame);
         self.counters.delivered += 1;
-        if queued > self.limits.outbound_bytes_max as usize
-            || session.unacknowledged.len() > self.limits.unacknowledged_max as usize
+        if queued > self.limits.outbound_bytes_max as usize || unacknowledged > self.limits.unacknowledged_max as usize
         {
             session.trouble.get_or_insert_default().lagging = true;
             self.counters.lagging += 1;
@@ -547,10 +563,8 @@ impl Sessions {
         let half = self.limits.unacknowledged_max as usize / 2;
         let session = &mut self.slab[key.0 as usize];
         let Some(trouble) = session.trouble.as_mut().filter(|trouble| trouble.lagging) else { return };
-        if session.unacknowledged.len() > half {
-            // It reads but does not acknowledge; what it was not sent it pulls.
-            session.unacknowledged.clear();
-        }
+        // It reads but does not acknowledge; what it was not sent it pulls.
+        session.unacknowledged.take_if(|lent| lent.messages.len() > half);
         trouble.lagging = false;
         for (conversation, told, head) in std::mem::take(&mut trouble.behind) {
             if head > told {

@@ -62,7 +62,9 @@ pub(crate) struct Users {
     epoch: u64,
     /// The last change number given out by this shard; users share the counter.
     counter: u64,
-    known: HashMap<UserId, User, SeededState>,
+    /// Place of each user in `known`: a map of small entries wastes little.
+    places: HashMap<UserId, u32, SeededState>,
+    known: Slab<User>,
     /// Users without a session, the longest idle first. May name users who came back.
     idle: VecDeque<UserId>,
     tails_bytes: usize,
@@ -84,7 +86,8 @@ impl Users {
             limits,
             epoch,
             counter: 0,
-            known: HashMap::with_hasher(state),
+            places: HashMap::with_hasher(state),
+            known: Slab::new(),
             idle: VecDeque::new(),
             tails_bytes: 0,
             fences: Fences::new(1 << 16, state),
@@ -95,6 +98,14 @@ impl Users {
             checkpoints: 0,
             counters: Counters::default(),
         }
+    }
+
+    fn user(&self, id: UserId) -> Option<&User> {
+        self.places.get(&id).map(|&place| &self.known[place as usize])
+    }
+
+    fn user_mut(&mut self, id: UserId) -> Option<&mut User> {
+        self.places.get(&id).map(|&place| &mut self.known[place as usize])
     }
 
     pub(crate) fn now_change(&self) -> ChangeNumber {
@@ -165,8 +176,11 @@ impl Users {
     /// A session wants to be told what concerns its user, from `after` on.
     fn open<E: Effects>(&mut self, request: Request, after: Option<ChangeNumber>, window: u32, fx: &mut E) {
         let (counter, sessions_max) = (self.counter, self.limits.sessions_per_user_max as usize);
-        let user =
-            self.known.entry(request.user).or_insert_with(|| User { sessions: Vec::new(), tail: None, floor: counter });
+        let place = *self
+            .known
+            .entry(request.user)
+            .or_insert_with(|| self.known.insert(User { sessions: Vec::new(), tail: None, floor: counter }) as u32);
+        let user = &mut self.known[place as usize];
         if let Some(at) = user.sessions.iter().position(|session| session.device == request.device) {
             let session = user.sessions.swap_remove(at).address;
             self.counters.sessions_superseded += 1;
@@ -176,6 +190,8 @@ impl Users {
             self.counters.sessions_refused += 1;
             return refuse_session(request, ErrorCode::TooManySessions, fx);
         }
+        // Most users have one device.
+        user.sessions.reserve_exact(1);
         user.sessions.push(UserSession { address: request.session, device: request.device, opening: true });
         self.counters.sessions_opened += 1;
         let ahead = after.is_some_and(|after| after > ChangeNumber { epoch: self.epoch, counter });
@@ -213,7 +229,7 @@ impl Users {
         let mail = Mail::Listed { request, result, change, more, next: 0, ahead };
         let to = Address::Session(request.session);
         fx.post(&Letter { to, mail, payload: summaries });
-        let Some(user) = self.known.get_mut(&request.user) else { return };
+        let Some(user) = self.user_mut(request.user) else { return };
         let Some(session) = user.sessions.iter_mut().find(|session| session.address == request.session) else { return };
         session.opening = false;
         let missed = user.tail.iter().flat_map(|tail| tail.letters()).filter(|(counter, _)| *counter > since);
@@ -224,13 +240,12 @@ impl Users {
 
     /// Whether everything after `since` can still be sent from the tail.
     pub(crate) fn has_tail_after(&self, user: UserId, since: u64) -> bool {
-        self.known.get(&user).is_some_and(|user| user.has_tail_after(since))
+        self.user(user).is_some_and(|user| user.has_tail_after(since))
     }
 
     fn changes<E: Effects>(&mut self, request: Request, after: ChangeNumber, limit: u32, fx: &mut E) {
         let changed = self
-            .known
-            .get(&request.user)
+            .user(request.user)
             .filter(|user| {
                 after.epoch == self.epoch && after.counter <= self.counter && user.has_changes_after(after.counter)
             })
@@ -245,7 +260,7 @@ impl Users {
     }
 
     fn detach(&mut self, request: Request) {
-        let Some(user) = self.known.get_mut(&request.user) else { return };
+        let Some(user) = self.user_mut(request.user) else { return };
         user.sessions.retain(|session| session.address != request.session);
         if user.sessions.is_empty() {
             user.sessions = Vec::new();
@@ -260,8 +275,9 @@ impl Users {
             || (self.tails_bytes > self.limits.tails_bytes_max as usize && !self.idle.is_empty())
         {
             let oldest = self.idle.pop_front().expect("not empty");
-            if self.known.get(&oldest).is_some_and(|user| user.sessions.is_empty()) {
-                let user = self.known.remove(&oldest).expect("just seen");
+            if self.user(oldest).is_some_and(|user| user.sessions.is_empty()) {
+                let place = self.places.remove(&oldest).expect("just seen");
+                let user = self.known.remove(place as usize);
                 self.tails_bytes -= user.tail.map_or(0, |tail| tail.letters.capacity());
             }
         }
@@ -284,7 +300,8 @@ impl Users {
         }
         // Counted even for a user whom nobody remembers: their next `open` must see that its number is old.
         self.counter += 1;
-        let Some(user) = self.known.get_mut(&id) else { return };
+        let Some(&place) = self.places.get(&id) else { return };
+        let user = &mut self.known[place as usize];
         let change = ChangeNumber { epoch: self.epoch, counter: self.counter };
         let letter = Letter { mail: with_change(letter.mail, change), ..*letter };
         let before = user.tail.as_ref().map_or(0, |tail| tail.letters.capacity());
@@ -300,7 +317,7 @@ impl Users {
 
     /// Posts to the user's open sessions, except to the device that caused it.
     fn push_to_sessions<E: Effects>(&self, user: UserId, letter: &Letter<'_>, except: Option<DeviceId>, fx: &mut E) {
-        let Some(user) = self.known.get(&user) else { return };
+        let Some(user) = self.user(user) else { return };
         for session in user.sessions.iter().filter(|session| !session.opening && Some(session.device) != except) {
             fx.post(&Letter { to: Address::Session(session.address), ..*letter });
         }
@@ -337,13 +354,11 @@ impl Users {
     pub(crate) fn resync_all<E: Effects>(&mut self, fx: &mut E) {
         self.counter += 1;
         let mut sessions = Vec::new();
-        for user in self.known.values_mut() {
+        for (_, user) in &mut self.known {
             user.floor = self.counter;
             self.tails_bytes -= user.tail.take().map_or(0, |tail| tail.letters.capacity());
             sessions.extend(user.sessions.iter().map(|session| session.address));
         }
-        // The order of a hash map is no order: sort, so that one seed gives one history.
-        sessions.sort_unstable();
         for session in sessions {
             fx.post(&Letter { to: Address::Session(session), mail: Mail::OpenAgain { session }, payload: &[] });
         }
