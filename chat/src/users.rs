@@ -177,7 +177,7 @@ impl Users {
     fn open<E: Effects>(&mut self, request: Request, after: Option<ChangeNumber>, window: u32, fx: &mut E) {
         let (counter, sessions_max) = (self.counter, self.limits.sessions_per_user_max as usize);
         let place = *self
-            .known
+            .places
             .entry(request.user)
             .or_insert_with(|| self.known.insert(User { sessions: Vec::new(), tail: None, floor: counter }) as u32);
         let user = &mut self.known[place as usize];
