@@ -152,6 +152,7 @@ impl Listeners {
             return;
         }
         listener.state = State::Stopping;
+        listener.retry_ms = None;
         for place in 0..ACCEPTS_AT_ONCE {
             if !listener.idle.contains(&(place as u8)) {
                 queue.cancel(key(id, place), counters);

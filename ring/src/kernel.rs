@@ -180,7 +180,7 @@ impl KernelRing {
 
     /// How long the kernel may let us sleep.
     fn patience(&self, left: Option<Duration>, events: &EventBatch) -> Option<Duration> {
-        if !events.is_empty() {
+        if !events.is_empty() || self.queue.has_next() {
             return Some(Duration::ZERO);
         }
         // A millisecond is added because the ring's clock has cut off a part of one.

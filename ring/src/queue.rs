@@ -169,6 +169,11 @@ impl Queue {
         self.taken.pop_front()
     }
 
+    /// Whether there is one: a full submission queue may have brought it in passing.
+    pub(crate) fn has_next(&self) -> bool {
+        !self.taken.is_empty()
+    }
+
     /// Hands all requests to the kernel and takes all completions there are. Sleeps until there
     /// is one, at most for `patience` (`None`: for ever), unless `patience` is zero.
     ///

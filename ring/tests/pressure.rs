@@ -246,3 +246,19 @@ fn completions_that_overflow_are_late_and_not_lost() {
     }
     assert!(shard.ring.counters().completion_overflows > 0, "the test did not overflow anything");
 }
+
+/// A full submission queue is emptied in the middle of things, and what completes right then must
+/// not wait for something else to happen.
+#[test]
+fn nothing_is_slept_on_that_completed_while_requests_were_queued() {
+    let mut config = small(80);
+    config.submissions = 2;
+    config.completions = 4;
+    let mut shard = Shard::new(&config);
+    // It is in the backlog when the first of 64 accepts goes to the kernel, two at a time.
+    let _stream = shard.connect();
+    let begun = std::time::Instant::now();
+    shard.turn(common::PATIENCE);
+    assert_eq!(shard.accepted.len(), 1);
+    assert!(begun.elapsed() < common::PATIENCE, "it was told only when the time was over");
+}
