@@ -21,6 +21,9 @@ use crate::seam::{CloseReason, Event, EventBatch, ListenerId, Op, Ops};
 use crate::send::Outgoing;
 use crate::table::Table;
 
+/// Connections that are expected to be busy at once; more make the lists grow, once.
+const BUSY_AT_ONCE: usize = 1_024;
+
 /// One io_uring, its connections and its listeners. It belongs to the thread that made it.
 pub struct KernelRing {
     pub(crate) queue: Queue,
@@ -59,19 +62,20 @@ impl KernelRing {
         let queue = Queue::new(config)?;
         let mut buffers = ReceiveBuffers::new(config.receive_buffers, config.receive_buffer_bytes);
         buffers.register(&queue.submitter())?;
+        let busy = BUSY_AT_ONCE.min(config.connections_max as usize);
         Ok(Self {
             queue,
             table: Table::new(config.connections_max),
-            sends: Slab::new(),
+            sends: Slab::with_capacity(busy),
             connects: Slab::new(),
             buffers,
             listeners: Listeners::default(),
             doorbell,
             doorbell_count: Box::new(UnsafeCell::new(0)),
             doorbell_armed: false,
-            arming: Vec::new(),
-            readable: VecDeque::new(),
-            hot: VecDeque::new(),
+            arming: Vec::with_capacity(busy),
+            readable: VecDeque::with_capacity(busy),
+            hot: VecDeque::with_capacity(busy),
             swept_ms: 0,
             early: Vec::new(),
             wait_number: 0,
