@@ -59,8 +59,11 @@ impl UpgradeError {
     /// The status that the peer is told.
     pub fn status(self) -> u16 {
         match self {
-            Self::NotAnUpgrade | Self::Version => 426,
-            Self::Method | Self::HttpVersion | Self::Body | Self::Key | Self::VersionMissing => 400,
+            // For clients that could do better: the headers name the version that is spoken.
+            Self::Version => 426,
+            Self::NotAnUpgrade | Self::Method | Self::HttpVersion | Self::Body | Self::Key | Self::VersionMissing => {
+                400
+            }
         }
     }
 
@@ -267,7 +270,7 @@ mod tests {
         assert_eq!(status(&GOOD.replace("Sec-WebSocket-Key: ", "Other: ")), 400);
         assert_eq!(status(&GOOD.replace("dGhl", "")), 400);
         assert_eq!(status(&format!("{GOOD}\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")), 400);
-        assert_eq!(status(&GOOD.replace("Upgrade: WebSocket\r\n", "")), 426);
+        assert_eq!(status(&GOOD.replace("Upgrade: WebSocket\r\n", "")), 400);
     }
 
     #[test]
