@@ -7,22 +7,23 @@ mod lane_thread;
 mod lock;
 #[cfg(test)]
 mod tests;
-mod views_threads;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded, unbounded};
+use crossbeam_channel::unbounded;
 
 use crate::counters::StoreCounters;
 use crate::disk::DiskError;
 use crate::lane::{Ingest, LaneConfig};
+use crate::port::{Channels, Threads};
+pub use crate::port::{Port, Waker};
 use crate::recovery::{OpenError, Scan};
-use crate::seam::{AppendGroup, Position, Run, StorageEvent, StorageRequest, StoreFacts, Ticket, ViewRead};
+use crate::seam::{Position, StoreFacts};
 use crate::segment::SLOTS;
 use crate::views::{Views, ViewsConfig, ViewsError};
-
+use crate::views_threads;
 pub(crate) use lock::DirectoryLock;
 
 /// How the embedded store is started.
@@ -103,9 +104,6 @@ pub enum StartError {
     BadMap(u16),
 }
 
-/// Wakes a shard that may sleep; called after events were put into its port.
-pub type Waker = Box<dyn Fn() + Send + Sync>;
-
 /// A store that runs.
 #[derive(Debug)]
 pub struct Started {
@@ -117,121 +115,16 @@ pub struct Started {
     pub store: EmbeddedStore,
 }
 
-/// A shard's end of the store.
-#[derive(Debug)]
-pub struct Port {
-    shard: u16,
-    lane: Sender<LaneMessage>,
-    reads: Sender<ReadJob>,
-    events: Receiver<StorageEvent>,
-}
-
-impl Port {
-    /// Hands a request over, or gives it back when the queue is full or the store has stopped.
-    ///
-    /// With at most one group in flight, only reads can find their queue full.
-    pub fn submit(&self, request: StorageRequest) -> Result<(), StorageRequest> {
-        let message = match request {
-            StorageRequest::Read(ticket, read) => return self.submit_read(ticket, read),
-            StorageRequest::Append(group) => LaneMessage::Append(self.shard, group),
-            StorageRequest::Run { checkpoint, run } => LaneMessage::Run(self.shard, checkpoint, run),
-            StorageRequest::Serving => LaneMessage::Serving(self.shard),
-        };
-        self.lane.try_send(message).map_err(|error| match error.into_inner() {
-            LaneMessage::Append(_, group) => StorageRequest::Append(group),
-            LaneMessage::Run(_, checkpoint, run) => StorageRequest::Run { checkpoint, run },
-            _ => StorageRequest::Serving,
-        })
-    }
-
-    /// Appends the events that wait to `events`.
-    pub fn poll(&mut self, events: &mut Vec<StorageEvent>) {
-        events.extend(self.events.try_iter());
-    }
-
-    /// Whether events wait; for a shard that is about to sleep.
-    pub fn has_events(&self) -> bool {
-        !self.events.is_empty()
-    }
-
-    fn submit_read(&self, ticket: Ticket, read: ViewRead) -> Result<(), StorageRequest> {
-        self.reads.try_send(ReadJob::Read(self.shard, ticket, read)).map_err(|error| match error {
-            TrySendError::Full(job) | TrySendError::Disconnected(job) => match job {
-                ReadJob::Read(_, ticket, read) => StorageRequest::Read(ticket, read),
-                ReadJob::Stop => unreachable!("a port sends reads"),
-            },
-        })
-    }
-}
-
-/// What the lane's thread is told.
-#[derive(Debug)]
-enum LaneMessage {
-    Append(u16, AppendGroup),
-    Run(u16, u64, Run),
-    Serving(u16),
-    /// The views have made a checkpoint durable.
-    Ingested(u64),
-    /// Make a last checkpoint, say so, and end.
-    Close,
-    /// End now, as after a crash.
-    Stop,
-}
-
-#[derive(Debug)]
-enum ReadJob {
-    Read(u16, Ticket, ViewRead),
-    Stop,
-}
-
-/// What all threads of a store share.
-struct Shared {
-    events: Vec<Sender<StorageEvent>>,
-    wakers: Vec<Waker>,
-    counters: Arc<StoreCounters>,
-    /// Held by a reader from before it reads until its answer is on its way; see [`views_threads`].
-    reads: RwLock<()>,
-    started: Instant,
-}
-
-impl Shared {
-    fn now_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
-    }
-
-    fn send(&self, shard: u16, event: StorageEvent) {
-        // A shard that is gone needs no answer.
-        let _ = self.events[shard as usize].send(event);
-    }
-
-    fn wake(&self, shard: u16) {
-        (self.wakers[shard as usize])();
-    }
-}
-
 /// The handle of a running store. Dropping it stops the threads without a last checkpoint.
 pub struct EmbeddedStore {
-    shared: Arc<Shared>,
+    threads: Threads,
     views: Arc<Views>,
-    lane: Sender<LaneMessage>,
-    reads: Sender<ReadJob>,
-    readers: usize,
-    /// Each thread sends when it ends: true from a lane whose last checkpoint covers everything.
-    ended: Receiver<Ended>,
-    running: usize,
-    stall_ms: u64,
     _lock: DirectoryLock,
-}
-
-/// A thread of the store ended.
-enum Ended {
-    Lane { clean: bool },
-    Views,
 }
 
 impl std::fmt::Debug for EmbeddedStore {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("EmbeddedStore").field("threads", &self.running).finish_non_exhaustive()
+        formatter.debug_struct("EmbeddedStore").field("threads", &self.threads).finish_non_exhaustive()
     }
 }
 
@@ -247,17 +140,8 @@ impl EmbeddedStore {
         }
         let journal_directory = make_directories(&config.directory)?;
         let lock = DirectoryLock::take(&config.directory)?;
-        let (senders, receivers): (Vec<_>, Vec<_>) = (0..shards).map(|_| unbounded()).unzip();
-        let shared = Arc::new(Shared {
-            events: senders,
-            wakers,
-            counters: Arc::new(StoreCounters::default()),
-            reads: RwLock::new(()),
-            started: Instant::now(),
-        });
-        // A shard has one group, one run and one `Serving` in flight at most.
-        let (lane, lane_messages) = bounded(4 * shards + 16);
-        let (reads, read_jobs) = bounded(config.reads_waiting_max);
+        let Channels { shared, ports, lane, lane_messages, reads, read_jobs } =
+            Channels::new(wakers, config.reads_waiting_max);
         let (ended_sender, ended) = unbounded();
         let (ingests, ingest_jobs) = unbounded::<Ingest>();
         let opened = lane_thread::spawn(lane_thread::Setup {
@@ -270,94 +154,46 @@ impl EmbeddedStore {
             ended: ended_sender.clone(),
         })?;
         let views = opened.views;
-        let started = views_threads::spawn(
-            &shared,
-            &views,
-            config.readers,
-            &views_threads::Channels { ingest_jobs, read_jobs, lane: lane.clone(), ended: ended_sender },
-        );
-        let ports = receivers.into_iter().enumerate();
-        let ports =
-            ports.map(|(shard, events)| Port { shard: shard as u16, lane: lane.clone(), reads: reads.clone(), events });
-        let ports = ports.collect();
-        let store = EmbeddedStore {
+        let readers = vec![Arc::clone(&views); config.readers];
+        let channels = views_threads::Channels { ingest_jobs, read_jobs, lane: lane.clone(), ended: ended_sender };
+        let started = views_threads::spawn(&shared, Arc::clone(&views), readers, channels);
+        let threads = Threads {
             shared,
-            views,
             lane,
             reads,
             readers: config.readers,
             ended,
             running: started + 1,
             stall_ms: config.lane.views_stall_ms,
-            _lock: lock,
         };
+        let store = EmbeddedStore { threads, views, _lock: lock };
         Ok(Started { facts: opened.facts, ports, store })
     }
 
     /// What the store counts.
     pub fn counters(&self) -> Arc<StoreCounters> {
-        Arc::clone(&self.shared.counters)
+        self.threads.counters()
     }
 
     /// Why the store is not healthy, in words, if it is not.
     pub fn trouble(&self) -> Option<String> {
-        let since = self.shared.counters.checkpoint_since_ms.get();
-        let waited = self.shared.now_ms().saturating_sub(since.saturating_sub(1));
-        (since > 0 && waited > self.stall_ms).then(|| format!("views stalled for {} s", waited / 1000))
+        self.threads.trouble()
     }
 
     /// Refuses new appends, makes a last checkpoint and stops; the shards must go on answering `Freeze`
     /// meanwhile. True: the next start has nothing to replay.
     pub fn shutdown(mut self, wait_max: Duration) -> bool {
-        let deadline = Instant::now() + wait_max;
-        let _ = self.lane.send_timeout(LaneMessage::Close, wait_max);
-        let clean = loop {
-            match self.ended.recv_deadline(deadline) {
-                Ok(Ended::Lane { clean }) => {
-                    self.running -= 1;
-                    break clean;
-                }
-                Ok(Ended::Views) => self.running -= 1,
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break false,
-            }
-        };
-        self.stop();
-        clean
+        self.threads.shutdown(wait_max)
     }
 
     /// Stops at once, without a checkpoint, as a crash would.
     pub fn abandon(mut self) {
-        self.stop();
-    }
-
-    /// Ends all threads; waits for them, but not for ever: fjall may hang.
-    fn stop(&mut self) {
-        const WAIT_MAX: Duration = Duration::from_secs(15);
-        let deadline = Instant::now() + WAIT_MAX;
-        let _ = self.lane.send_timeout(LaneMessage::Stop, WAIT_MAX);
-        for _ in 0..self.readers {
-            let _ = self.reads.send_timeout(ReadJob::Stop, WAIT_MAX);
-        }
-        while self.running > 0 {
-            if self.ended.recv_deadline(deadline).is_err() {
-                tracing::error!(threads = self.running, "the store's threads do not end");
-                return;
-            }
-            self.running -= 1;
-        }
+        self.threads.stop();
     }
 
     /// The views, for `ringway storage check`.
     pub fn views(&self) -> &Views {
         &self.views
-    }
-}
-
-impl Drop for EmbeddedStore {
-    fn drop(&mut self) {
-        if self.running > 0 {
-            self.stop();
-        }
     }
 }
 

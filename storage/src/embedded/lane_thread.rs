@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use super::{EmbeddedConfig, Ended, LaneMessage, Shared, StartError, check_views};
+use super::{EmbeddedConfig, StartError, check_views};
 use crate::disk::DiskError;
 use crate::glommio_disk::GlommioDisk;
 use crate::journal::SyncFailed;
 use crate::lane::{Ingest, Lane, LaneCounts, Outbox, recovered_events};
 use crate::planted::Planted;
+use crate::port::{Ended, LaneMessage, Shared};
 use crate::recovery::{self, Opened};
 use crate::seam::{Class, StoreFacts};
 use crate::segment::Identity;
@@ -92,7 +93,7 @@ impl LaneThread {
         let (opened, views) = open_both(&mut disk, &config)?;
         let Opened { journal, recovered } = opened;
         let facts = StoreFacts { generation: journal.identity().generation, epoch: journal.epoch(), class: Class::D1 };
-        let shards = shared.events.len();
+        let shards = shared.shards();
         let mut out = Outbox::new();
         recovered_events(recovered, &journal, &shard_of_slot, shards, &mut out);
         let lane = Lane::new(config.lane, journal, shards, views.checkpoint().0, shared.now_ms());

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::conformance::{self, Backend, Driver, End, Shards, slot_map};
 use crate::journal::JournalConfig;
-use crate::seam::{Outcome, Refusal, Space};
+use crate::seam::{Outcome, Refusal, Space, StorageEvent, StorageRequest, ViewRead};
 
 /// Small enough that the tests live at the edges: a checkpoint every 16 KiB, segments of 128 KiB.
 fn small(directory: &Path) -> EmbeddedConfig {
