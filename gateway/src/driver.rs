@@ -3,6 +3,7 @@
 //! The driver decides nothing. It reads the clock, hands the shard what happened, and hands the ring and
 //! storage what is to be done.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
@@ -124,6 +125,9 @@ pub struct Driver {
     clock: Clock,
     input: Input,
     output: Output,
+    /// Reads of the recovery for which there was no room yet: while it reads back the journal, nobody
+    /// could be told to come again, and there are as many as conversations in it.
+    unread: VecDeque<StorageRequest>,
     drain_ms: u32,
     /// Draining ends here, whoever is still there.
     drained_by_ms: Option<u64>,
@@ -145,6 +149,7 @@ impl Driver {
             listener: None,
             clock,
             input: Input { ring: EventBatch::with_capacity(4_096, 1 << 20), storage: Vec::with_capacity(64) },
+            unread: VecDeque::new(),
             output: Output::default(),
             drain_ms: parts.drain_ms,
             drained_by_ms: None,
@@ -187,8 +192,14 @@ impl Driver {
         self.port.poll(&mut self.input.storage);
         self.shard.turn(now, &mut self.input, &mut self.output);
         self.ring.submit(&mut self.output.ring);
-        for request in self.output.storage.drain(..) {
+        self.unread.extend(self.output.storage.drain(..));
+        while let Some(request) = self.unread.pop_front() {
             if let Err(returned) = self.port.submit(request) {
+                if !self.shard.is_serving() && matches!(returned, StorageRequest::Read(..)) {
+                    // The reads that fill the queue end, which is when this is tried again.
+                    self.unread.push_front(returned);
+                    break;
+                }
                 self.input.storage.extend(unavailable(returned));
             }
         }

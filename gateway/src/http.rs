@@ -235,7 +235,13 @@ impl Core {
     }
 
     /// Writes a response whose body `write` appends.
-    pub(crate) fn respond(&mut self, index: u32, reply: Reply, response: &Response<'_>, write: impl FnOnce(&mut Vec<u8>)) {
+    pub(crate) fn respond(
+        &mut self,
+        index: u32,
+        reply: Reply,
+        response: &Response<'_>,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
         self.counters.status(response.status);
         let keep_alive = reply.keep_alive && !self.draining;
         let mut body = Vec::new();
@@ -259,8 +265,7 @@ impl Core {
             _ if seconds.is_some() => &retry_after,
             _ => &[],
         };
-        let response =
-            Response { status: error.code.status(), content_type: PROBLEM, headers, ..Response::default() };
+        let response = Response { status: error.code.status(), content_type: PROBLEM, headers, ..Response::default() };
         self.respond(index, reply, &response, |body| encode_error_problem(body, error));
     }
 }

@@ -4,9 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use gateway::auth::{
-    Authenticator, DEV_AUDIENCE, DEV_ISSUER, DEV_KEY_FILE, DEV_KID, TokenOrder, secret_file, sign,
-};
+use gateway::auth::{Authenticator, DEV_AUDIENCE, DEV_ISSUER, DEV_KEY_FILE, DEV_KID, TokenOrder, secret_file, sign};
 use gateway::config::{Config, LogFormat};
 use gateway::node::{Node, make_directory};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -47,10 +45,8 @@ pub(crate) struct ServeArguments {
 
 /// `ringway dev`.
 pub(crate) fn dev(arguments: &DevArguments) -> Done {
-    let mut flags = vec![
-        ("server.listen", arguments.listen.to_string()),
-        ("storage.data", arguments.data.display().to_string()),
-    ];
+    let mut flags =
+        vec![("server.listen", arguments.listen.to_string()), ("storage.data", arguments.data.display().to_string())];
     if arguments.echo {
         flags.push(("server.echo", "true".to_owned()));
     }
@@ -88,7 +84,9 @@ fn run(config: &Config, auth: Authenticator, greet: impl FnOnce(&Node) -> Done) 
     node.drain();
     while !node.is_drained() {
         if signals.pending().next().is_some() {
-            return Err(Failure("ended by a second signal, before clients had left and the last checkpoint".to_owned()));
+            return Err(Failure(
+                "ended by a second signal, before clients had left and the last checkpoint".to_owned(),
+            ));
         }
         std::thread::sleep(Duration::from_millis(20));
     }
