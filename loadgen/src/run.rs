@@ -217,6 +217,7 @@ struct Watch<'a> {
     stop: &'a AtomicBool,
     clock: Instant,
     latest: Vec<Option<Progress>>,
+    told: Vec<bool>,
     before: Counts,
     begun: Option<(Instant, f64)>,
     measured: Measured,
@@ -226,16 +227,26 @@ impl<'a> Watch<'a> {
     fn new(plan: &'a Plan, phase: &'a Phase, stop: &'a AtomicBool, clock: Instant) -> Self {
         let latest = (0..plan.threads).map(|_| None).collect();
         let (before, measured) = (Counts::default(), Measured::default());
-        Self { plan, phase, stop, clock, latest, before, begun: None, measured }
+        Self {
+            plan,
+            phase,
+            stop,
+            clock,
+            latest,
+            told: vec![false; plan.threads as usize],
+            before,
+            begun: None,
+            measured,
+        }
     }
 
     fn until_all_ended(&mut self, shown: &Receiver<Progress>, show: &mut impl FnMut(&Line)) {
-        let mut shown_at = Instant::now();
         loop {
             match shown.recv_timeout(Duration::from_millis(100)) {
                 Ok(progress) => {
                     let worker = progress.worker as usize;
                     self.latest[worker] = Some(progress);
+                    self.told[worker] = true;
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -245,8 +256,9 @@ impl<'a> Watch<'a> {
             }
             self.begin_if_ready();
             self.end_measuring();
-            if shown_at.elapsed() >= Duration::from_secs(1) && self.latest.iter().any(Option::is_some) {
-                shown_at += Duration::from_secs(1);
+            // When every thread has told of another second.
+            if self.told.iter().all(|told| *told) {
+                self.told.fill(false);
                 let line = self.line();
                 show(&line);
             }
