@@ -395,6 +395,13 @@ impl Config {
                 "`storage.backend` is `postgres`, and `storage.postgres` does not say where it is".to_owned(),
             ));
         }
+        if self.storage.backend == Backend::Embedded && self.storage.require_class == RequiredClass::D2 {
+            return Err(ConfigError::Together(
+                "`storage.require_class` is \"d2\", and the embedded backend acknowledges at class d1 (synced on one \
+                 node's disk): choose another backend, or ask for \"d1\""
+                    .to_owned(),
+            ));
+        }
         let mut kids: Vec<_> = self.keys.iter().map(|key| key.kid.as_str()).collect();
         kids.sort_unstable();
         if let Some([kid, _]) = kids.array_windows().find(|[kid, next]| kid == next) {
@@ -619,6 +626,7 @@ mod tests {
         assert!(load("[server]\nlisten = \"0.0.0.0:80\"", &[], &[]).is_err());
         assert!(load("[server]\nlisten = \"0.0.0.0:80\"\nbehind_tls = true", &[], &[]).is_ok());
         assert!(load("[storage]\nbackend = \"postgres\"", &[], &[]).is_err());
+        assert!(load("[storage]\nrequire_class = \"d2\"", &[], &[]).is_err());
         let key = "[[auth.keys]]\nkid = \"a\"\nalgorithm = \"HS256\"\nfile = \"x\"\n";
         assert!(load(&key.repeat(2), &[], &[]).is_err());
         assert_eq!(load(key, &[], &[]).unwrap().keys.len(), 1);

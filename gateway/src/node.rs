@@ -77,7 +77,7 @@ impl Node {
     /// Starts the store and every shard, or nothing. Returns once clients are served.
     pub fn start(config: &Config, auth: Authenticator) -> Result<Self, StartError> {
         // All shards listen on one port; the claim keeps other processes from joining them.
-        let claim = ring::claim(config.server.listen)?;
+        let claim = claim(config.server.listen)?;
         let internal = Internal::bind(config.server.internal)
             .map_err(|error| StartError::Internal { address: config.server.internal, error })?;
         let shards = config.shards();
@@ -197,6 +197,19 @@ impl Node {
             doorbell.ring();
         }
     }
+}
+
+/// Takes the public address. A process that was killed is gone before its ring is: the kernel ends the
+/// ring's requests, and with them its listeners, a moment later.
+fn claim(address: SocketAddr) -> Result<Claim, RingError> {
+    const TRIES: u32 = 30;
+    for _ in 1..TRIES {
+        match ring::claim(address) {
+            Err(RingError::AddressInUse { .. }) => std::thread::sleep(Duration::from_millis(100)),
+            claimed => return claimed,
+        }
+    }
+    ring::claim(address)
 }
 
 fn published(shard: &Mutex<Published>) -> std::sync::MutexGuard<'_, Published> {

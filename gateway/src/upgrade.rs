@@ -66,9 +66,7 @@ impl Shard {
 
     fn refuse_handshake(&mut self, index: u32, request: &Request<'_>, error: UpgradeError) -> Next {
         self.core.counters.handshakes_refused += 1;
-        // 426 is for clients that could do better: those that speak another version of WebSocket.
-        let status = if error == UpgradeError::NotAnUpgrade { 400 } else { error.status() };
-        self.refuse(index, request, status, &error.to_string(), error.headers())
+        self.refuse(index, request, error.status(), &error.to_string(), error.headers())
     }
 
     /// A connection has just become a WebSocket: the server speaks first.
