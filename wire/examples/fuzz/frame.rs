@@ -164,6 +164,13 @@ fn compare_with_tungstenite(stream: &[u8], role: Role, ours: &[String], error: O
             Err(_) => break,
         }
     }
+    // It does not know 1014, which the registry of close codes has since 2016.
+    if let (Some(their), Some(our)) = (theirs.last_mut(), ours.last())
+        && our.starts_with("close Some((1014,")
+        && their.starts_with("close Some((1002,")
+    {
+        their.clone_from(our);
+    }
     match error {
         None => {
             assert_eq!(theirs, ours);
