@@ -52,6 +52,15 @@ enum Command {
         #[command(subcommand)]
         what: ConfigCommand,
     },
+    /// Check, back up or restore a store that no server has open.
+    #[command(after_help = "Examples:\n  \
+        ringway storage check --data ringway-data\n  \
+        ringway storage backup --data ringway-data --to backup-2026-01-31\n  \
+        ringway storage restore --from backup-2026-01-31 --data ringway-data")]
+    Storage {
+        #[command(subcommand)]
+        task: command::storage::Task,
+    },
     /// Print the version with the facts of this build.
     #[command(after_help = "Examples:\n  ringway version")]
     Version,
@@ -80,6 +89,7 @@ fn main() -> ExitCode {
         Command::Config { what: ConfigCommand::Default } => command::print(&gateway::config::default_toml()),
         Command::Config { what: ConfigCommand::Doc } => command::print(&gateway::config::reference()),
         Command::Config { what: ConfigCommand::Check { config } } => command::check_config(&config),
+        Command::Storage { task } => command::storage::run(&task),
         Command::Version => command::version(),
     };
     match done {

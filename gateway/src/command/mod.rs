@@ -8,6 +8,7 @@ use gateway::config::Config;
 pub(crate) mod chat;
 mod chat_socket;
 pub(crate) mod serve;
+pub(crate) mod storage;
 pub(crate) mod token;
 
 /// Why a command did not do what it was asked: one sentence with what happened, what it means and what to do.
