@@ -30,16 +30,20 @@ def others_go_on(bystanders):
 
 @pytest.fixture
 def refused(shared_server):
-    """What happens inside must move a counter of refusals whose name or label speaks of `about`."""
+    """What happens inside must move the counter of this refusal."""
 
     @contextlib.contextmanager
-    def counted(about):
+    def counted(counter=None, *, close=None, error=None):
+        if close:
+            name = f'ringway_closes_total{{code="{close}"}}'
+        elif error:
+            name = f'ringway_errors_total{{code="{error}"}}'
+        else:
+            name = f"ringway_{counter}_total"
         before = shared_server.metrics()
+        assert name in before, f"there is no counter {name}"
         yield
-        wait_until(
-            lambda: [name for name in shared_server.metrics().grown_since(before) if about in name],
-            f"a counter about {about} moves",
-        )
+        wait_until(lambda: shared_server.metrics()[name] > before[name], f"{name} grows")
 
     return counted
 

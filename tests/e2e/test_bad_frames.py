@@ -41,21 +41,21 @@ def close_code_for(server, data):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_protocol_errors_close_with_1002(shared_server, refused, name, data):
-    with refused("1002"):
+    with refused(close=1002):
         assert close_code_for(shared_server, data) == 1002
 
 
 def test_64_mib_declared_and_then_silence(shared_server, refused):
     """Refused by the header: nothing of it was sent, so nothing can have been waited for."""
     before = shared_server.memory_bytes()
-    with refused("1009"):
+    with refused(close=1009):
         assert close_code_for(shared_server, frame(b"", length=64 << 20, length_bytes=8)) == 1009
     assert shared_server.memory_bytes() - before < 32 << 20, "nothing was allocated for what was declared"
 
 
 def test_fragments_without_end(shared_server, refused):
     pieces = frame(b"{", TEXT, fin=False) + frame(b" ", CONTINUATION, fin=False) * 1000
-    with refused("1009"):
+    with refused(close=1009):
         assert close_code_for(shared_server, pieces) == 1009
 
 
@@ -73,7 +73,7 @@ def test_thirty_two_fragments_are_still_a_message(shared_server):
 def test_a_message_over_the_limit_in_many_frames(shared_server, refused):
     piece = b"x" * 30_000
     data = frame(piece, TEXT, fin=False) + frame(piece, CONTINUATION, fin=False) * 30
-    with refused("1009"):
+    with refused(close=1009):
         assert close_code_for(shared_server, data) == 1009
 
 
@@ -89,24 +89,24 @@ def test_a_message_over_the_limit_in_many_frames(shared_server, refused):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_text_that_is_not_utf_8_closes_with_1007(shared_server, refused, name, text):
-    with refused("1007"):
+    with refused(close=1007):
         assert close_code_for(shared_server, frame(text)) == 1007
 
 
 def test_bad_utf_8_is_seen_at_its_first_byte(shared_server, refused):
     """The message is not over, and need not be: the rest of it will never come."""
-    with refused("1007"):
+    with refused(close=1007):
         assert close_code_for(shared_server, frame(b"ab\xff", TEXT, fin=False)) == 1007
 
 
 def test_bad_utf_8_split_over_fragments(shared_server, refused):
-    with refused("1007"):
+    with refused(close=1007):
         data = frame(b"\xe2", TEXT, fin=False) + frame(b"\x28", CONTINUATION, fin=False)
         assert close_code_for(shared_server, data) == 1007
 
 
 def test_bad_utf_8_in_the_reason_of_a_close(shared_server, refused):
-    with refused("1007"):
+    with refused(close=1007):
         assert close_code_for(shared_server, frame(struct.pack(">H", 1000) + b"\xff", CLOSE)) == 1007
 
 
@@ -117,13 +117,13 @@ def test_a_close_is_answered_in_kind(shared_server):
 
 
 def test_a_binary_frame_where_the_protocol_has_text(shared_server, refused):
-    with refused("1003"):
+    with refused(close=1003):
         assert close_code_for(shared_server, frame(b"\0\1\2", BINARY)) == 1003
 
 
 @pytest.mark.parametrize("opcode", [PING, PONG], ids=["pings", "pongs"])
 def test_a_flood_of_control_frames_closes_with_4008(shared_server, refused, opcode):
-    with refused("4008"), Raw(shared_server) as raw:
+    with refused(close=4008), Raw(shared_server) as raw:
         raw.handshake()
         try:
             for _ in range(200):

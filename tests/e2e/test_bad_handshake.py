@@ -47,13 +47,14 @@ KEY = next(line for line in GOOD.split(b"\r\n") if line.startswith(b"Sec-WebSock
         "key twice": (400, changed(KEY, KEY + b"\r\n" + KEY)),
         "key of the wrong length": (400, changed(KEY, b"Sec-WebSocket-Key: c2hvcnQ=")),
         "wrong WebSocket version": (426, changed(b"Version: 13", b"Version: 12")),
-        "no upgrade": (426, without(b"Upgrade")),
-        "no connection": (426, without(b"Connection")),
+        "a request, no upgrade": (426, without(b"Upgrade").replace(b"Connection: Upgrade", b"X: y")),
+        "no upgrade": (400, without(b"Upgrade")),
+        "no connection": (400, without(b"Connection")),
     }.values(),
     ids=lambda value: None if isinstance(value, bytes) else str(value),
 )
 def test_wrong_handshakes(shared_server, refused, status, request_bytes):
-    with refused("handshake"):
+    with refused("handshakes_refused"):
         answered, headers, _ = answer_to(shared_server, request_bytes)
         assert answered == status
         if status == 426:
@@ -85,7 +86,7 @@ POST = b"POST /v1/messages HTTP/1.1\r\nHost: x\r\n"
     ids=lambda item: item[0],
 )
 def test_ambiguous_requests_are_refused_and_the_connection_ends(shared_server, refused, request_bytes):
-    with refused("http"), Raw(shared_server) as raw:
+    with refused("http_malformed"), Raw(shared_server) as raw:
         raw.send(request_bytes[1])
         status, _, _ = raw.response()
         assert status == 400
@@ -93,20 +94,20 @@ def test_ambiguous_requests_are_refused_and_the_connection_ends(shared_server, r
 
 
 def test_a_header_line_of_more_than_8_kib(shared_server, refused):
-    with refused("http"):
+    with refused("http_malformed"):
         status, _, _ = answer_to(shared_server, upgrade(X_Long="x" * 9000))
         assert status == 431
 
 
 def test_more_than_64_headers(shared_server, refused):
     many = {f"X_{number}": "y" for number in range(70)}
-    with refused("http"):
+    with refused("http_malformed"):
         status, _, _ = answer_to(shared_server, upgrade(**many))
         assert status == 431
 
 
 def test_headers_without_end_in_small_pieces(shared_server, refused):
-    with refused("http"), Raw(shared_server) as raw:
+    with refused("http_malformed"), Raw(shared_server) as raw:
         raw.send(b"GET /ws HTTP/1.1\r\n")
         try:
             for number in range(20_000):
@@ -118,14 +119,14 @@ def test_headers_without_end_in_small_pieces(shared_server, refused):
 
 @pytest.mark.parametrize("part", [b"", b"G", b"GET /ws HTTP/1.1\r\nHost: x\r\n"], ids=["nothing", "a byte", "half"])
 def test_a_handshake_that_is_never_finished_is_cut_off(shared_server, refused, part):
-    with refused("handshake"), Raw(shared_server) as raw:
+    with refused("handshake_timeouts"), Raw(shared_server) as raw:
         raw.send(part)
         assert b"101" not in raw.ended()
 
 
 def test_a_handshake_a_byte_at_a_time_is_cut_off(shared_server, refused):
     """Each byte is progress, and the total still counts: a minute's worth does not fit."""
-    with refused("handshake"), Raw(shared_server) as raw:
+    with refused("handshake_timeouts"), Raw(shared_server) as raw:
         assert raw.send_slowly(GOOD, 0.3) < len(GOOD)
 
 
@@ -161,7 +162,7 @@ def test_nothing_internal_on_the_public_port(shared_server, path):
 
 
 def test_a_body_over_the_limit_is_refused_by_its_length(shared_server, refused, users):
-    with refused("http"), Raw(shared_server) as raw:
+    with refused("http_malformed"), Raw(shared_server) as raw:
         token = shared_server.token(users[0])
         raw.send(POST + f"Authorization: Bearer {token}\r\nContent-Length: 1000000000\r\n\r\n".encode())
         assert raw.response()[0] == 413

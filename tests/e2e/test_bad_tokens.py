@@ -61,7 +61,7 @@ def test_the_forger_can_make_an_honest_token(shared_server, forged):
     ids=lambda item: item[0],
 )
 def test_wrong_claims(shared_server, refused, forged, changes):
-    with refused("auth"):
+    with refused("auth_tokens_refused"):
         assert status_of(shared_server, forged(**changes[1])) == 401
 
 
@@ -82,12 +82,12 @@ def test_wrong_claims(shared_server, refused, forged, changes):
     ids=lambda item: item[0],
 )
 def test_wrong_headers(shared_server, refused, forged, header):
-    with refused("auth"):
+    with refused("auth_tokens_refused"):
         assert status_of(shared_server, forged(header[1])) == 401
 
 
 def test_no_signature(shared_server, refused, forged):
-    with refused("auth"):
+    with refused("auth_tokens_refused"):
         for header in ({}, {"alg": "none"}):
             assert status_of(shared_server, forged(header, sign=jwt.unsigned)) == 401
 
@@ -111,15 +111,15 @@ def test_an_altered_token(shared_server, refused, forged):
         f"{header}.{claims}.{signature}.{signature}",
         "..",
         "x",
-        "\xff",
     ):
-        with refused("auth"):
+        with refused("auth_tokens_refused"):
             assert status_of(shared_server, token) == 401
+    assert status_of(shared_server, "\xff") in (400, 401)
 
 
 def test_a_token_of_64_kib(shared_server, refused, forged):
     # As large as a request's head may be; over REST the head itself would be refused before.
-    with refused("auth"), Client(shared_server, 1, token="x", open=False) as mallory:
+    with refused("auth_tokens_refused"), Client(shared_server, 1, token="x", open=False) as mallory:
         mallory.say({"type": "open", "device": "1", "token": forged(padding="x" * 64_000)})
         assert mallory.expect("error")["code"] == "unauthorized"
         assert mallory.closed() == 4103
@@ -128,7 +128,7 @@ def test_a_token_of_64_kib(shared_server, refused, forged):
 
 def test_other_schemes_and_no_token_at_all(shared_server, refused, forged):
     for headers in ({}, {"Authorization": forged()}, {"Authorization": f"Basic {forged()}"}, {"Authorization": "Bearer"}):
-        with refused("auth"):
+        with refused("auth_missing"):
             assert shared_server.request("GET", "/v1/conversations", headers=headers).status == 401
 
 
@@ -152,21 +152,21 @@ def test_a_token_in_the_url_works_only_when_allowed(shared_server, make_server, 
 def test_a_bad_token_on_the_upgrade(shared_server, refused, forged):
     from harness.raw import Raw, upgrade
 
-    with refused("auth"), Raw(shared_server) as raw:
+    with refused("auth_tokens_refused"), Raw(shared_server) as raw:
         raw.send(upgrade(Authorization=f"Bearer {forged(exp=NOW - 3600)}"))
         assert raw.response()[0] == 401
 
 
 def test_a_bad_token_in_open(shared_server, refused, forged):
     for token in (forged(exp=NOW - 3600), forged({"alg": "none"}, sign=jwt.unsigned), ""):
-        with refused("auth"), Client(shared_server, 1, token="x", open=False) as mallory:
+        with refused("auth_tokens_refused"), Client(shared_server, 1, token="x", open=False) as mallory:
             mallory.say({"type": "open", "device": "1", "token": token})
             assert mallory.expect("error")["code"] == "unauthorized"
             assert mallory.closed() == 4103
 
 
 def test_no_credentials_at_all(shared_server, refused):
-    with refused("auth"), Client(shared_server, 1, token="x", open=False) as mallory:
+    with refused("auth_missing"), Client(shared_server, 1, token="x", open=False) as mallory:
         mallory.say({"type": "open", "device": "1"})
         assert mallory.expect("error")["code"] == "unauthorized"
         assert mallory.closed() == 4103

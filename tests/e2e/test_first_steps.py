@@ -192,11 +192,11 @@ def test_serve_on_a_configuration_of_ones_own(make_server, directory, users):
         assert bob.expect("message")["conv"] == conversation(*users[:2])
 
 
-def test_echo_is_off_unless_asked_for(make_server):
+def test_echo_is_off_unless_asked_for(make_server, directory):
     from harness.raw import Raw, frame, upgrade
 
     for echo in (False, True):
-        with Raw(make_server(echo=echo).start()) as raw:
+        with Raw(make_server(echo=echo, data=f"{directory}/{echo}").start()) as raw:
             raw.send(upgrade("/echo", Sec_WebSocket_Protocol=None))
             status, _, _ = raw.response()
             assert status == (101 if echo else 404)

@@ -44,7 +44,7 @@ class Client:
         self.device = str(device)
         self.token = token or server.token(user, device)
         headers = {"Authorization": f"Bearer {self.token}"} if bearer else {}
-        self.socket = connect(
+        connecting = connect(
             server.url,
             subprotocols=[SUBPROTOCOL],
             additional_headers=headers,
@@ -53,6 +53,8 @@ class Client:
             max_size=None,
             proxy=None,
         )
+        # Entered and never left: `cut` and `close` are how a client goes.
+        self.socket = connecting.__enter__()
         self.seen = []
         self.waiting = []
         self.hello = self.expect("hello")

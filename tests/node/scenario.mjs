@@ -49,10 +49,12 @@ class Client {
       if (this.socket.readyState >= 2) throw new Error(`closed with ${await this.ended} while waiting for ${type}`);
       const left = end - Date.now();
       if (left <= 0) throw new Error(`waited in vain for ${type} ${JSON.stringify(fields)}`);
+      let timer;
       await new Promise((resolve) => {
         this.waiting = resolve;
-        setTimeout(resolve, left);
+        timer = setTimeout(resolve, left);
       });
+      clearTimeout(timer);
     }
   }
 
