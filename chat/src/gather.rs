@@ -6,21 +6,35 @@ use wire::ids::ConversationId;
 use wire::mail::{self, Address, Letter, Mail, Request};
 use wire::protocol::{ErrorCode, OpenResult};
 
-use crate::effects::Effects;
+use crate::effects::{Effects, Now};
 use crate::users::{GATHER_BIT, Users, refuse_session};
 
 /// Summaries asked for at the same time, per list.
 const OUTSTANDING_MAX: usize = 32;
+/// How long a list waits for room in a mailbox if no mail comes.
+const STUCK_MS: u64 = 5;
 /// How often a list is made again because more happened meanwhile than the tail holds.
 const RESTARTS_MAX: u32 = 3;
 
 /// What a list is for.
 #[derive(Debug, Clone)]
 pub(crate) enum Purpose {
-    Snapshot { window: u32, ahead: bool },
-    Delta { changed: Vec<ConversationId> },
-    Changes { changed: Vec<ConversationId> },
-    List { skip: u32, limit: u32 },
+    Snapshot {
+        window: u32,
+        ahead: bool,
+    },
+    Delta {
+        changed: Vec<ConversationId>,
+    },
+    /// `upto`: the change up to which the list is complete.
+    Changes {
+        changed: Vec<ConversationId>,
+        upto: u64,
+    },
+    List {
+        skip: u32,
+        limit: u32,
+    },
 }
 
 /// A list in the making.
@@ -43,10 +57,10 @@ impl Users {
     /// Begins a list.
     pub(crate) fn gather<E: Effects>(&mut self, request: Request, purpose: Purpose, fx: &mut E) {
         let remaining = match &purpose {
-            Purpose::Delta { changed } | Purpose::Changes { changed } => Some(changed.clone()),
+            Purpose::Delta { changed } | Purpose::Changes { changed, .. } => Some(changed.clone()),
             Purpose::Snapshot { .. } | Purpose::List { .. } => None,
         };
-        let since = self.counter();
+        let since = if let Purpose::Changes { upto, .. } = purpose { upto } else { self.counter() };
         let key = self.gathers.insert(Gather {
             request,
             purpose,
@@ -121,7 +135,8 @@ impl Users {
     }
 
     /// Tries again what a full mailbox had refused.
-    pub(crate) fn ask_stuck<E: Effects>(&mut self, fx: &mut E) {
+    pub(crate) fn ask_stuck<E: Effects>(&mut self, now: Now, fx: &mut E) {
+        self.stuck_until_ms = now.monotonic_ms + STUCK_MS;
         for key in std::mem::take(&mut self.stuck) {
             if self.gathers.contains(key) && !self.gathers[key].remaining.is_empty() {
                 self.ask(key, fx);

@@ -10,7 +10,7 @@ use shard_router::{SLOTS, slot_of_conversation};
 use slab::Slab;
 use storage_seam::{Epoch, Lsn, ReadError, Rows, Slot, Space, StorageRequest, StoreFacts, Ticket, ViewRead};
 use wire::ids::{ConversationId, UserId};
-use wire::mail::{self, Address, Letter, Mail, Request, SendMail};
+use wire::mail::{self, Address, Letter, Mail, Request, SendMail, SessionAddress};
 use wire::protocol::ErrorCode;
 
 use crate::conversation::{Conversation, Proposed};
@@ -72,6 +72,8 @@ pub(crate) struct Entry {
 #[derive(Debug)]
 pub(crate) struct Parked {
     pub what: Waiting,
+    /// A send of the same sender that was in front of it has failed: it is refused when its turn comes (P5).
+    pub held_back: bool,
     pub bytes: Vec<u8>,
 }
 
@@ -238,6 +240,20 @@ impl Owner {
         refuse(fx, request, Some(id), send, code, after_ms);
     }
 
+    /// A send failed when its turn came: those of the same sender that wait behind it are held back too.
+    pub(crate) fn hold_back(&mut self, session: SessionAddress, id: ConversationId, fence: u32) {
+        self.fences.failed(session, id, fence);
+        let Some(entry) = self.loaded(id) else { return };
+        for parked in &mut entry.parked {
+            if matches!(parked.what, Waiting::Replay(_)) {
+                continue;
+            }
+            if let Mail::Send(send) = own_letter(&parked.bytes).mail {
+                parked.held_back |= send.request.session == session && send.fence <= fence;
+            }
+        }
+    }
+
     /// The conversation's entry; asks storage for its head if it is not in memory.
     pub(crate) fn entry<E: Effects>(&mut self, id: ConversationId, fx: &mut E) -> &mut Entry {
         let slot = self.slots[slot_of(id)].as_mut().expect("letters are for owned slots");
@@ -276,7 +292,7 @@ impl Owner {
         mail::write(&mut bytes, letter);
         self.parked_bytes += bytes.len();
         self.counters.parked += 1;
-        self.entry(id, fx).parked.push_back(Parked { what, bytes });
+        self.entry(id, fx).parked.push_back(Parked { what, held_back: false, bytes });
     }
 
     /// Runs a command of a conversation that is in memory.
@@ -314,7 +330,7 @@ impl Owner {
         self.parked_bytes += bytes.len();
         self.counters.lookups += 1;
         let entry = self.loaded(send.conversation).expect("a send runs in memory");
-        entry.parked.push_front(Parked { what: Waiting::Lookup, bytes });
+        entry.parked.push_front(Parked { what: Waiting::Lookup, held_back: false, bytes });
     }
 
     /// Runs what waited, in order, until something has to wait again.
@@ -324,8 +340,12 @@ impl Owner {
             if entry.parked.front().is_none_or(|parked| matches!(parked.what, Waiting::Lookup)) {
                 return;
             }
-            let Parked { what, bytes } = entry.parked.pop_front().expect("seen in front");
+            let Parked { what, held_back, bytes } = entry.parked.pop_front().expect("seen in front");
             self.parked_bytes -= bytes.len();
+            if held_back {
+                self.refuse_letter(&own_letter(&bytes), ErrorCode::Retry, 0, fx);
+                continue;
+            }
             match what {
                 Waiting::Replay(lsn) => self.replay(lsn, &bytes, fx),
                 Waiting::Letter => self.run(now, &own_letter(&bytes), LookedUp::NotYet, fx),
@@ -379,10 +399,17 @@ impl Owner {
     fn load_failed<E: Effects>(&mut self, id: ConversationId, error: &ReadError, fx: &mut E) {
         let slot = self.slots[slot_of(id)].as_mut().expect("loads are for owned slots");
         let entry = slot.conversations.remove(&id).expect("an entry waits for its load");
-        self.conversations -= 1;
         // A checkpoint would pass over records that were not applied: they would be lost without a trace.
         let replaying = entry.parked.iter().any(|parked| matches!(parked.what, Waiting::Replay(_)));
+        if replaying && matches!(error, ReadError::Unavailable(_)) {
+            // Nothing is served before this is known, so there is nothing else to do than to ask again.
+            slot.conversations.insert(id, entry);
+            let ticket = ticket_of(self.awaited.insert(Awaited::Load(id)));
+            let read = ViewRead::Get { space: Space::Heads, key: id.key().to_vec() };
+            return fx.storage(StorageRequest::Read(ticket, read));
+        }
         assert!(!replaying, "cannot recover {id}: {error}");
+        self.conversations -= 1;
         let code = match error {
             ReadError::Damaged(_) => ErrorCode::Damaged,
             ReadError::Unavailable(_) => ErrorCode::Unavailable,
@@ -428,7 +455,11 @@ impl Owner {
                 let parked = entry.parked.pop_front().expect("the send waits in front");
                 self.parked_bytes -= parked.bytes.len();
                 self.counters.read_errors += 1;
-                self.refuse_letter(&own_letter(&parked.bytes), code, 1_000, fx);
+                let letter = own_letter(&parked.bytes);
+                if let Mail::Send(send) = &letter.mail {
+                    self.hold_back(send.request.session, id, send.fence);
+                }
+                self.refuse_letter(&letter, code, 1_000, fx);
             }
         }
         self.resume(now, id, fx);
@@ -441,7 +472,7 @@ impl Owner {
         self.replays += 1;
         self.parked_bytes += bytes.len();
         let entry = self.entry(record.conversation, fx);
-        entry.parked.push_back(Parked { what: Waiting::Replay(lsn), bytes: bytes.to_vec() });
+        entry.parked.push_back(Parked { what: Waiting::Replay(lsn), held_back: false, bytes: bytes.to_vec() });
         if entry.state.is_some() {
             self.resume(now, record.conversation, fx);
         }

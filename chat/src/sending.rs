@@ -174,8 +174,8 @@ impl Owner {
         if over || self.is_stalled(now) {
             self.counters.pending_refused += 1;
             let code = if over { ErrorCode::Overloaded } else { ErrorCode::Unavailable };
-            let letter = Letter { to: Address::Conversation(id), mail: Mail::Send(*send), payload: &[] };
-            return self.refuse_letter(&letter, code, 1_000, fx);
+            self.hold_back(send.request.session, id, send.fence);
+            return refuse(fx, send.request, Some(id), Some(send), code, 1_000);
         }
         let entry = self.loaded(id).expect("loaded");
         let before = entry.proposed;
@@ -327,7 +327,7 @@ impl Owner {
         fx: &mut E,
     ) {
         for (request, fence) in waiters.all() {
-            self.fences.failed(request.session, conversation, fence);
+            self.hold_back(request.session, conversation, fence);
             let (conversation, id) = (Some(conversation), Some(id));
             let refused = Mail::Refused { request, conversation, id, code, after_ms: 1_000, fence };
             fx.post(&Letter { to: Address::User(request.user), mail: refused, payload: &[] });
@@ -366,15 +366,19 @@ impl Owner {
         let state = entry.state.as_mut().expect("records are applied in memory");
         let delivered_all = state.delivered_all.value;
         let read_all = state.read_all.value;
-        if !state.apply(lsn, record) {
-            return;
-        }
+        let is_new = state.apply(lsn, record);
+        assert!(is_new || !live, "what is committed now was not known before");
         if let Class::Message(kind) = record.class {
             let ticks = state.delivered_all.value > delivered_all || state.read_all.value > read_all;
             entry.trim_recent(&self.overlay);
             let mut key = [0; 25];
             key[..17].copy_from_slice(&id.key());
             key[17..].copy_from_slice(&record.seq.to_be_bytes());
+            // A crash may have left the views a head without the rows below it: what the journal still has
+            // is written again, whatever the head says.
+            if entry.recent.is_empty() {
+                entry.recent_first = record.seq;
+            }
             entry.recent.push_back(self.overlay.push(Space::History, &key, bytes));
             self.message_applied(kind, record, live, fx);
             if live && ticks {

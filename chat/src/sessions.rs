@@ -93,8 +93,9 @@ struct HeldBack {
     conversation: ConversationId,
     /// Failures so far; carried by each send.
     fence: u32,
-    /// The failed send that must come again, or be skipped, before others pass.
-    waits_for: Option<ClientMessageId>,
+    /// The failed send that must come again, or be skipped, before others pass: of those that failed, the
+    /// one that was sent first. With the number of its request.
+    waits_for: Option<(u32, ClientMessageId)>,
 }
 
 /// All sessions of one shard.
@@ -234,7 +235,8 @@ impl Sessions {
         if !taken {
             self.counters.mailbox_refused += 1;
             let id = if let Mail::Send(send) = mail { Some(send.id) } else { None };
-            self.error(key, id, None, ErrorCode::Overloaded, 1_000, fx);
+            let conversation = crate::owner::request_of(&mail).map(|(_, conversation)| conversation);
+            self.error(key, id, conversation, ErrorCode::Overloaded, 1_000, fx);
         }
         taken
     }
@@ -276,7 +278,7 @@ impl Sessions {
             target_seq: send.target_seq.unwrap_or(0),
         };
         if !self.ask(key, Address::User(user), Mail::Send(mail), send.body.as_bytes(), fx) {
-            self.send_failed(key, conversation, id, fence, fx);
+            self.send_failed(key, conversation, (request.number, id, fence), fx);
         }
     }
 
@@ -292,7 +294,7 @@ impl Sessions {
         let Some(held) = session.trouble.as_mut().and_then(|trouble| trouble.held(conversation)) else {
             return Some(0);
         };
-        if held.waits_for.is_some() && (held.waits_for == Some(id) || held.waits_for == skip) {
+        if held.waits_for.is_some_and(|(_, failed)| failed == id || Some(failed) == skip) {
             held.waits_for = None;
         }
         held.waits_for.is_none().then_some(held.fence)
@@ -301,7 +303,7 @@ impl Sessions {
     fn skip(&mut self, key: SessionKey, conversation: ConversationId, id: ClientMessageId) {
         let trouble = self.slab[key.0 as usize].trouble.as_mut();
         if let Some(held) = trouble.and_then(|trouble| trouble.held(conversation))
-            && held.waits_for == Some(id)
+            && held.waits_for.is_some_and(|(_, failed)| failed == id)
         {
             held.waits_for = None;
         }
@@ -312,8 +314,7 @@ impl Sessions {
         &mut self,
         key: SessionKey,
         conversation: ConversationId,
-        id: ClientMessageId,
-        fence: u32,
+        (number, id, fence): (u32, ClientMessageId, u32),
         fx: &mut E,
     ) {
         let session = &mut self.slab[key.0 as usize];
@@ -321,11 +322,16 @@ impl Sessions {
             return;
         }
         let trouble = session.trouble.get_or_insert_default();
+        let waits_for = Some((number, id));
         match trouble.held(conversation) {
-            // An answer to a send from before the client knew of an earlier failure.
-            Some(held) if fence < held.fence => {}
-            Some(held) => (held.fence, held.waits_for) = (fence + 1, Some(id)),
-            None => trouble.sends.push(HeldBack { conversation, fence: fence + 1, waits_for: Some(id) }),
+            // Answers need not come in the order of the sends: one that was sent earlier comes again first.
+            Some(held) if fence < held.fence => {
+                if held.waits_for.is_some_and(|(later, _)| number < later) {
+                    held.waits_for = waits_for;
+                }
+            }
+            Some(held) => (held.fence, held.waits_for) = (fence + 1, waits_for),
+            None => trouble.sends.push(HeldBack { conversation, fence: fence + 1, waits_for }),
         }
         if trouble.sends.len() > self.limits.tracked_per_session_max as usize {
             self.counters.too_slow += 1;
@@ -484,10 +490,12 @@ impl Sessions {
             }
             Mail::Listed { request, .. } => self.listed(key, request, &letter.mail, letter.payload, fx),
             Mail::Refused { request, conversation, id, code, after_ms, fence } => {
+                // `retry` only says that an earlier one failed, which is known by then.
                 if let (Some(conversation), Some(id)) = (conversation, id)
                     && code.retryable()
+                    && code != ErrorCode::Retry
                 {
-                    self.send_failed(key, conversation, id, fence, fx);
+                    self.send_failed(key, conversation, (request.number, id, fence), fx);
                 }
                 self.counters.bad_cursor += u64::from(code == ErrorCode::BadCursor);
                 self.error(key, id, conversation, code, after_ms, fx);

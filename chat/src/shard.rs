@@ -135,13 +135,13 @@ impl Chat {
         self.owner.stage_due_marks(now);
         self.owner.submit(now, fx);
         self.owner.let_go();
-        self.users.ask_stuck(fx);
+        self.users.ask_stuck(now, fx);
     }
 
     /// The next time at which something is due though nothing happens (monotonic milliseconds).
     pub fn deadline(&self) -> Option<u64> {
         let mark = self.owner.marks_due.front().map(|due| due.0);
-        let stuck = (!self.users.stuck.is_empty()).then_some(0);
+        let stuck = (!self.users.stuck.is_empty()).then_some(self.users.stuck_until_ms);
         [mark, stuck, self.owner.stall_deadline()].into_iter().flatten().min()
     }
 

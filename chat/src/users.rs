@@ -72,6 +72,8 @@ pub(crate) struct Users {
     pub gathers: Slab<Gather>,
     /// Gatherings that could not post all they wanted.
     pub stuck: Vec<usize>,
+    /// When they try again if no mail brings a turn before: a full mailbox empties in its own time.
+    pub stuck_until_ms: u64,
     /// Memberships that the views may lack.
     new_members: HashMap<UserId, Vec<ConversationId>, SeededState>,
     new_members_order: VecDeque<(u64, UserId, ConversationId)>,
@@ -93,6 +95,7 @@ impl Users {
             fences: Fences::new(1 << 16, state),
             gathers: Slab::new(),
             stuck: Vec::new(),
+            stuck_until_ms: 0,
             new_members: HashMap::with_hasher(state),
             new_members_order: VecDeque::new(),
             checkpoints: 0,
@@ -203,7 +206,7 @@ impl Users {
             }
             Some(after) if user.tail.as_ref().is_some_and(|tail| after >= tail.changed_floor) => {
                 self.counters.deltas += 1;
-                let changed = user.changed_after(after);
+                let changed = user.changed_after(after).into_iter().map(|(conversation, _)| conversation).collect();
                 self.gather(request, Purpose::Delta { changed }, fx);
             }
             _ => {
@@ -251,8 +254,13 @@ impl Users {
             })
             .map(|user| user.changed_after(after.counter));
         if let Some(mut changed) = changed {
-            changed.truncate(limit.clamp(1, 100) as usize);
-            return self.gather(request, Purpose::Changes { changed }, fx);
+            let limit = limit.clamp(1, 100) as usize;
+            changed.sort_unstable_by_key(|&(_, counter)| counter);
+            // What is left out must lie above the number that the client goes on from.
+            let upto = if changed.len() > limit { changed[limit - 1].1 } else { self.counter };
+            changed.truncate(limit);
+            let changed = changed.into_iter().map(|(conversation, _)| conversation).collect();
+            return self.gather(request, Purpose::Changes { changed, upto }, fx);
         }
         let (change, result) = (self.now_change(), OpenResult::Snapshot);
         let mail = Mail::Listed { request, result, change, more: false, next: 0, ahead: false };
@@ -383,9 +391,9 @@ impl User {
         counter >= self.tail.as_ref().map_or(self.floor, |tail| tail.changed_floor)
     }
 
-    fn changed_after(&self, counter: u64) -> Vec<ConversationId> {
+    fn changed_after(&self, counter: u64) -> Vec<(ConversationId, u64)> {
         let changed = self.tail.iter().flat_map(|tail| &tail.changed);
-        changed.filter(|(_, at)| *at > counter).map(|(conversation, _)| *conversation).collect()
+        changed.filter(|(_, at)| *at > counter).copied().collect()
     }
 }
 
