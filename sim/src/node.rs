@@ -1,0 +1,183 @@
+//! The server: its shards, their mailboxes and doorbells, and the store, all on one thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use chat::{ChatConfig, Now};
+use ring::{EventBatch, Ops};
+use shard_router::{Mailbox, SlotMap, Waker};
+use storage::seam::{ReadError, StorageEvent, StorageRequest};
+use storage::sim_store::{Crash, SimStore};
+
+use crate::broken;
+use crate::bug::Bug;
+use crate::checker::{Verdict, Violation};
+use crate::net::Net;
+use crate::plan::Plan;
+use crate::thin::Thin;
+
+/// One shard and what its driver would have.
+#[derive(Debug)]
+struct Host {
+    shard: Thin,
+    pub events: EventBatch,
+    stored: Vec<StorageEvent>,
+    ops: Ops,
+    asleep: bool,
+    bell: Arc<AtomicBool>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Node {
+    hosts: Vec<Host>,
+    pub store: SimStore,
+    requests: Vec<StorageRequest>,
+}
+
+impl Node {
+    /// A machine on which nothing runs.
+    pub fn new(seed: u64, plan: &Plan) -> Self {
+        Self { hosts: Vec::new(), store: SimStore::new(seed, plan.store.clone()), requests: Vec::new() }
+    }
+
+    /// Starts the process.
+    pub fn start(&mut self, plan: &Plan, shards: u16, seed: u64, now_us: u64, bug: Option<Bug>) -> Verdict {
+        let map = SlotMap::single_node(shards, 1);
+        let shard_of_slot: Vec<u16> =
+            shard_router::Slot::all().map(|slot| map.shard_of_slot(slot).expect("the only node")).collect();
+        let facts = self.store.start(now_us, &shard_of_slot, shards);
+        let facts = facts.map_err(|error| Violation(format!("the store does not start: {error}")))?;
+        let bells: Vec<_> = (0..shards).map(|_| Arc::new(AtomicBool::new(false))).collect();
+        let wakers = bells.iter().map(|bell| {
+            let bell = Arc::clone(bell);
+            Box::new(move || bell.store(true, Ordering::Relaxed)) as Waker
+        });
+        let mailboxes = Mailbox::for_all(&Arc::new(map.clone()), plan.mail, wakers.collect());
+        let hosts = mailboxes.into_iter().zip(bells).enumerate();
+        self.hosts = hosts
+            .map(|(number, (mailbox, bell))| {
+                let config = ChatConfig {
+                    shard: number as u16,
+                    slots: map.clone(),
+                    facts: facts.clone(),
+                    limits: plan.limits.clone(),
+                    seed: seed ^ number as u64,
+                };
+                let mut shard = Thin::new(&config, mailbox);
+                plant(&mut shard, bug);
+                let (events, stored, ops) = (EventBatch::default(), Vec::new(), Ops::default());
+                Host { shard, events, stored, ops, asleep: false, bell }
+            })
+            .collect();
+        Ok(())
+    }
+
+    /// Ends the process or the machine.
+    pub fn crash(&mut self, how: Crash) {
+        self.hosts.clear();
+        self.store.crash(how);
+    }
+
+    /// Shards that run; none while the process is down.
+    pub fn shards(&self) -> usize {
+        self.hosts.len()
+    }
+
+    /// Whether a shard takes connections: it has applied what was recovered.
+    pub fn listens(&self, shard: usize) -> bool {
+        self.hosts[shard].shard.chat.is_serving()
+    }
+
+    /// Where what happens to a shard's connections is told.
+    pub fn events(&mut self, shard: usize) -> &mut EventBatch {
+        &mut self.hosts[shard].events
+    }
+
+    /// Whether a shard's thread would be awake.
+    pub fn is_runnable(&self, shard: usize, now_us: u64) -> bool {
+        let host = &self.hosts[shard];
+        !host.asleep
+            || host.bell.load(Ordering::Relaxed)
+            || !host.events.is_empty()
+            || self.store.has_events(shard as u16)
+            || host.shard.chat.deadline().is_some_and(|due_ms| due_ms * 1_000 <= now_us)
+    }
+
+    /// Lets a shard take its turn.
+    pub fn turn(&mut self, shard: usize, now: Now, net: &mut Net) {
+        let host = &mut self.hosts[shard];
+        if std::mem::take(&mut host.asleep) {
+            host.shard.mailbox().woken();
+        }
+        host.bell.store(false, Ordering::Relaxed);
+        self.store.poll(shard as u16, &mut host.stored);
+        host.shard.turn(now, &mut host.events, &mut host.stored, &mut host.ops);
+        net.submit(&mut host.ops, &mut host.events);
+        self.requests.extend(host.shard.requests());
+        for request in self.requests.drain(..) {
+            if let Err(StorageRequest::Read(ticket, _)) = self.store.submit(shard as u16, request) {
+                let full = ReadError::Unavailable("too many reads wait".into());
+                host.stored.push(StorageEvent::Read(ticket, Err(full)));
+            }
+        }
+        let (events, store) = (&host.events, &self.store);
+        let has_work = !host.stored.is_empty();
+        host.asleep =
+            host.shard.mailbox().prepare_to_sleep(|| has_work || !events.is_empty() || store.has_events(shard as u16));
+    }
+
+    /// When anything is due though nothing happens.
+    pub fn next_due_us(&self) -> Option<u64> {
+        let shards = self.hosts.iter().filter_map(|host| host.shard.chat.deadline()).map(|ms| ms * 1_000).min();
+        [shards, self.store.next_step_us()].into_iter().flatten().min()
+    }
+
+    /// No shard runs: none of them may have slept over something.
+    pub fn nobody_overslept(&mut self) -> Verdict {
+        for (number, host) in self.hosts.iter_mut().enumerate() {
+            if host.shard.mailbox().has_mail() {
+                broken!("shard {number} sleeps, has mail, and was not woken");
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody is connected and nothing is going on: everything that was held has been given back.
+    pub fn is_back_to_nothing(&mut self) -> Verdict {
+        let shards = self.hosts.len() as u16;
+        for (number, host) in self.hosts.iter_mut().enumerate() {
+            for (name, held) in host.shard.chat.sizes() {
+                let may_stay = matches!(name, "users" | "idle_users" | "tails_bytes" | "conversations");
+                if held > 0 && !may_stay {
+                    broken!("shard {number} still holds {held} {name}");
+                }
+            }
+            if host.shard.connections() > 0 || !host.shard.chat.is_quiet() {
+                broken!("shard {number} still holds {} connections", host.shard.connections());
+            }
+            for other in 0..shards {
+                let outstanding = host.shard.mailbox().outstanding(other);
+                if outstanding > 0 {
+                    broken!("{outstanding} requests of shard {number} to shard {other} were never answered");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(feature = "planted-bugs")]
+fn plant(shard: &mut Thin, bug: Option<Bug>) {
+    if let Some(bug) = bug.and_then(Bug::of_chat) {
+        shard.chat.plant(bug);
+    }
+    if let Some(bug) = bug.and_then(Bug::of_mail) {
+        shard.mailbox().plant(bug);
+    }
+}
+
+#[cfg(not(feature = "planted-bugs"))]
+fn plant(_shard: &mut Thin, bug: Option<Bug>) {
+    assert!(bug.is_none(), "bugs need the feature `planted-bugs`");
+}

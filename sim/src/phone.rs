@@ -1,0 +1,845 @@
+//! A simulated phone: it obeys the client rules of `docs/protocol.md`, and does now and then what no
+//! decent phone would do but the server must bear.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use wire::close::CloseCode;
+use wire::ids::{ChangeNumber, ClientMessageId, ConversationId, DeviceId, UserId};
+use wire::json::{Received, decode_server, encode_client};
+use wire::protocol::{
+    ClientFrame, ErrorCode, ErrorFrame, Kind, MessageItem, Open, OpenResult, Pull, PullRange, Send, Stored, Summary,
+    Target,
+};
+use wire::reader::{Event, Input, Reader};
+use wire::upgrade::{UpgradeRequest, read_upgrade_response, write_upgrade_request};
+use wire::websocket::{Limits, Role};
+use wire::writer::write_text_with;
+
+use crate::broken;
+use crate::chat_log::{ChatLog, Expect, Outgoing, Pulling, Way};
+use crate::checker::{Change, Checker, Verdict, Violation};
+use crate::rng::Rng;
+
+/// How one phone behaves.
+#[derive(Debug, Clone)]
+pub struct Habits {
+    /// Sends under way at the same time, per conversation.
+    pub pipeline: usize,
+    /// Ids that are not UUIDv7, in a thousand.
+    pub random_ids: u32,
+    /// How far its clock is off.
+    pub clock_ms: i64,
+    /// Gives up a failed send, in a thousand.
+    pub skips: u32,
+    /// Messages in one pull.
+    pub page: u32,
+    /// Gives up a connection that does not answer for so long.
+    pub patience_ms: Option<u64>,
+}
+
+/// The times that a phone sees.
+#[derive(Debug, Clone, Copy)]
+pub struct Clocks {
+    pub now_ms: u64,
+    pub wall_ms: u64,
+}
+
+/// How far a connection is.
+#[derive(Debug)]
+enum Stage {
+    Down,
+    Shaking { nonce: [u8; 16], head: Vec<u8> },
+    Opening { since_ms: u64, floors: BTreeMap<ConversationId, u64> },
+    Open,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Phone {
+    pub user: UserId,
+    pub device: DeviceId,
+    pub habits: Habits,
+    rng: Rng,
+    token: String,
+    stage: Stage,
+    reader: Reader,
+    /// Bytes for the server.
+    pub out: Vec<u8>,
+    /// It has had enough of this connection.
+    pub wants_cut: bool,
+    /// No connection before then.
+    pub down_until_ms: u64,
+    failures: u32,
+    generation: Option<u64>,
+    /// The last change of which it has heard, on any connection.
+    pub change: Option<ChangeNumber>,
+    /// The last change on this connection.
+    link_change: Option<ChangeNumber>,
+    asked_changes: Option<AskedChanges>,
+    pub chats: BTreeMap<ConversationId, ChatLog>,
+    /// Messages received on this connection, and how many of them were acknowledged.
+    n: u64,
+    beaten: u64,
+    beat_due_ms: u64,
+    beat_asked_ms: Option<u64>,
+    orders: u64,
+    counter: u64,
+    /// What the last snapshot said, for the audit.
+    pub listed: BTreeMap<ConversationId, Listed>,
+}
+
+/// A list of changes that is being read, piece by piece.
+#[derive(Debug)]
+struct AskedChanges {
+    /// Where it began, and where the next piece begins.
+    first: ChangeNumber,
+    after: ChangeNumber,
+    limit: usize,
+    listed: Vec<ConversationId>,
+    since_ms: u64,
+}
+
+/// A summary without its message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listed {
+    pub head: u64,
+    pub unread: u64,
+    pub read: u64,
+    pub delivered: u64,
+    pub read_all: u64,
+    pub delivered_all: u64,
+}
+
+const BEAT_MS: u64 = 30_000;
+
+impl Phone {
+    /// A phone that has never been connected.
+    pub fn new(user: UserId, device: DeviceId, token: String, habits: Habits, rng: Rng) -> Self {
+        Self {
+            user,
+            device,
+            habits,
+            rng,
+            token,
+            stage: Stage::Down,
+            reader: Reader::new(Role::Client),
+            out: Vec::new(),
+            wants_cut: false,
+            down_until_ms: 0,
+            failures: 0,
+            generation: None,
+            change: None,
+            link_change: None,
+            asked_changes: None,
+            chats: BTreeMap::new(),
+            n: 0,
+            beaten: 0,
+            beat_due_ms: 0,
+            beat_asked_ms: None,
+            orders: 0,
+            counter: 0,
+            listed: BTreeMap::new(),
+        }
+    }
+
+    /// Whether it has no connection.
+    pub fn is_down(&self) -> bool {
+        matches!(self.stage, Stage::Down)
+    }
+
+    /// Whether its session works.
+    pub fn is_open(&self) -> bool {
+        matches!(self.stage, Stage::Open)
+    }
+
+    /// A new connection: the handshake goes out.
+    pub fn connect(&mut self) {
+        let mut nonce = [0; 16];
+        nonce[..8].copy_from_slice(&self.rng.number().to_le_bytes());
+        self.out.clear();
+        self.reader = Reader::new(Role::Client);
+        self.wants_cut = false;
+        write_upgrade_request(&mut self.out, &upgrade(nonce, &self.token));
+        self.stage = Stage::Shaking { nonce, head: Vec::new() };
+    }
+
+    /// The connection is gone.
+    pub fn cut(&mut self, clocks: Clocks) {
+        self.stage = Stage::Down;
+        self.out.clear();
+        self.wants_cut = false;
+        self.link_change = None;
+        self.asked_changes = None;
+        self.n = 0;
+        self.beaten = 0;
+        self.beat_asked_ms = None;
+        self.failures = (self.failures + 1).min(6);
+        self.down_until_ms = clocks.now_ms + self.rng.below(20 << self.failures);
+        for chat in self.chats.values_mut() {
+            chat.cut();
+        }
+    }
+
+    fn write(&mut self, frame: &ClientFrame<'_>) {
+        let mask = (self.rng.number() as u32).to_le_bytes();
+        write_text_with(&mut self.out, Some(mask), |out| encode_client(out, frame));
+    }
+
+    /// Bytes from the server.
+    pub fn receive(&mut self, clocks: Clocks, bytes: &mut [u8], checker: &mut Checker) -> Verdict {
+        if let Stage::Shaking { nonce, head } = &mut self.stage {
+            head.extend_from_slice(bytes);
+            let answer = read_upgrade_response(head, &upgrade(*nonce, &self.token));
+            let Some(length) = answer.map_err(|error| Violation(format!("handshake: {error}")))? else { return Ok(()) };
+            let mut rest = head.split_off(length);
+            self.open(clocks, checker);
+            return if rest.is_empty() { Ok(()) } else { self.frames(clocks, &mut rest, checker) };
+        }
+        self.frames(clocks, bytes, checker)
+    }
+
+    fn frames(&mut self, clocks: Clocks, bytes: &mut [u8], checker: &mut Checker) -> Verdict {
+        let limits = Limits { message_bytes_max: 1 << 20, fragments_max: 4 };
+        let mut reader = std::mem::replace(&mut self.reader, Reader::new(Role::Client));
+        let mut input = Input::new(bytes);
+        let mut verdict = Ok(());
+        while verdict.is_ok() && !self.wants_cut {
+            match reader.next(limits, &mut input) {
+                Ok(None) => break,
+                Ok(Some(Event::Text(text))) => {
+                    checker.frames += 1;
+                    verdict = match decode_server(text) {
+                        Ok(frame) => self.frame(clocks, &frame, checker),
+                        Err(error) => Err(Violation(format!("a frame that cannot be read: {error}: {text}"))),
+                    };
+                }
+                Ok(Some(Event::Close(close))) => verdict = self.closed(close.map(|close| close.code)),
+                Ok(Some(Event::Ping(_) | Event::Pong(_) | Event::Binary(_))) => {}
+                Err(error) => verdict = Err(Violation(format!("the server broke the framing: {error}"))),
+            }
+        }
+        self.reader = reader;
+        verdict
+    }
+
+    /// The server closes. What it says of us must not be that we broke its rules.
+    fn closed(&mut self, code: Option<u16>) -> Verdict {
+        self.wants_cut = true;
+        let known = CloseCode::ALL.iter().find(|known| Some(known.number()) == code);
+        match known {
+            Some(
+                CloseCode::Protocol
+                | CloseCode::Unsupported
+                | CloseCode::BadText
+                | CloseCode::TooBig
+                | CloseCode::Internal
+                | CloseCode::Unauthorized
+                | CloseCode::InvalidSession
+                | CloseCode::TokenExpired,
+            )
+            | None => broken!("phone {}/{} was closed with {code:?}", self.user, self.device),
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn open(&mut self, clocks: Clocks, checker: &Checker) {
+        let open = Open { token: None, ticket: None, device: None, changes_after: self.change, window: Some(50) };
+        self.write(&ClientFrame::Open(open));
+        let floors = checker.conversations_of(self.user).map(|id| (id, checker.shown(id))).collect();
+        self.stage = Stage::Opening { since_ms: clocks.now_ms, floors };
+        self.beat_due_ms = clocks.now_ms + self.rng.below(BEAT_MS);
+    }
+
+    fn frame(&mut self, clocks: Clocks, frame: &Received<'_>, checker: &mut Checker) -> Verdict {
+        let is_open = self.is_open();
+        match frame {
+            Received::Hello { generation, .. } => self.greeted(*generation),
+            Received::Opened { user, device, result, change, conversations, more, ahead, .. } => {
+                if (*user, *device) != (self.user, self.device) {
+                    broken!("opened as {user}/{device}, and this is {}/{}", self.user, self.device);
+                }
+                if *ahead || *more {
+                    broken!("opened says ahead {ahead}, more {more}");
+                }
+                return self.opened(clocks, *result, *change, conversations, checker);
+            }
+            Received::Error(error) => return self.refused(clocks, error),
+            _ if !is_open => broken!("a frame before `opened`: {frame:?}"),
+            Received::Stored(stored) => return self.stored(stored, checker),
+            Received::Message(message) => {
+                if message.n != self.n + 1 {
+                    broken!("message number {} follows {}", message.n, self.n);
+                }
+                self.n += 1;
+                let (id, seq) = (message.conversation, message.item.seq);
+                self.changed(message.change, Change::Message(id, seq), checker)?;
+                checker.message(self.user, id, &message.item)?;
+                if self.beaten + 1 == self.n {
+                    self.beat_due_ms = self.beat_due_ms.min(clocks.now_ms + self.rng.below(1_000));
+                }
+                let chat = self.chat(id);
+                chat.unbeaten = chat.unbeaten.max(seq);
+                chat.take(seq);
+                self.check_own(id, &message.item)?;
+            }
+            Received::Beat { received } => {
+                if *received > self.n {
+                    broken!("a beat for {received} of {} messages", self.n);
+                }
+                self.beat_asked_ms = None;
+            }
+            Received::Mark { conversation, delivered, read, change } => {
+                let (delivered, read) = (delivered.unwrap_or(0), read.unwrap_or(0));
+                self.changed(*change, Change::Mark(*conversation, read), checker)?;
+                checker.own_marks(self.user, *conversation, delivered, read)?;
+                let chat = self.chat(*conversation);
+                chat.read = chat.read.max(read);
+            }
+            Received::Tick { conversation, delivered_all, read_all, change } => {
+                self.changed(*change, Change::Tick(*conversation, *delivered_all, *read_all), checker)?;
+                checker.ticks(self.user, *conversation, *delivered_all, *read_all)?;
+                let (tick, chat) = ((*delivered_all, *read_all), self.chat(*conversation));
+                if tick.0 < chat.tick.0 || tick.1 < chat.tick.1 {
+                    broken!("{conversation}: ticks fell from {:?} to {tick:?}", chat.tick);
+                }
+                chat.tick = tick;
+            }
+            Received::Page { .. } => return self.page(clocks, frame, checker),
+            Received::Changes { list, next, too_old } => {
+                for summary in list {
+                    self.summary(summary, 0, checker)?;
+                }
+                let Some(mut asked) = self.asked_changes.take() else { broken!("changes that nobody asked for") };
+                if *too_old {
+                    return Ok(());
+                }
+                asked.listed.extend(list.iter().map(|summary| summary.conversation));
+                if list.len() < asked.limit {
+                    return checker.covers(self.user, asked.first, *next, &asked.listed);
+                }
+                asked.after = *next;
+                self.ask_changes(clocks, asked);
+            }
+            Received::Signal { conversation, from, .. } => {
+                Checker::party(self.user, *conversation)?;
+                Checker::party(*from, *conversation)?;
+            }
+            Received::Lagging { conversation, head } => {
+                Checker::party(self.user, *conversation)?;
+                let chat = self.chat(*conversation);
+                chat.head = chat.head.max(*head);
+                if self.asked_changes.is_none()
+                    && let Some(after) = self.change
+                {
+                    self.begin_changes(clocks, after);
+                }
+            }
+            Received::Move { .. } | Received::Auth { .. } => {}
+            Received::Conversations { .. } | Received::Unknown(_) => broken!("not a frame for a socket: {frame:?}"),
+        }
+        Ok(())
+    }
+
+    fn begin_changes(&mut self, clocks: Clocks, after: ChangeNumber) {
+        let limit = self.rng.between(1, 3) as usize;
+        let asked = AskedChanges { first: after, after, limit, listed: Vec::new(), since_ms: clocks.now_ms };
+        self.ask_changes(clocks, asked);
+    }
+
+    fn ask_changes(&mut self, clocks: Clocks, asked: AskedChanges) {
+        self.write(&ClientFrame::Changes { after: asked.after, limit: Some(asked.limit as u32) });
+        self.asked_changes = Some(AskedChanges { since_ms: clocks.now_ms, ..asked });
+    }
+
+    fn greeted(&mut self, generation: u64) {
+        if self.generation.is_some_and(|known| known != generation) {
+            // Another history: everything that was known of the old one goes.
+            self.change = None;
+            self.chats.values_mut().for_each(ChatLog::forget_history);
+        }
+        self.generation = Some(generation);
+    }
+
+    fn chat(&mut self, id: ConversationId) -> &mut ChatLog {
+        self.chats.entry(id).or_default()
+    }
+
+    /// A message of this device's own must be one that it sent.
+    fn check_own(&mut self, id: ConversationId, item: &MessageItem<'_>) -> Verdict {
+        if item.from == self.user && item.device == self.device && item.id.is_none() {
+            broken!("{id}: the author is shown message {} without its id", item.seq);
+        }
+        Ok(())
+    }
+
+    fn changed(&mut self, number: ChangeNumber, change: Change, checker: &mut Checker) -> Verdict {
+        if self.link_change.is_some_and(|last| number <= last) {
+            broken!("user {}: change {number} comes after {:?}", self.user, self.link_change);
+        }
+        self.link_change = Some(number);
+        self.change = Some(number);
+        checker.change(self.user, number, change)
+    }
+
+    fn opened(
+        &mut self,
+        clocks: Clocks,
+        result: OpenResult,
+        change: ChangeNumber,
+        list: &[Summary<'_>],
+        checker: &mut Checker,
+    ) -> Verdict {
+        let Stage::Opening { floors, .. } = std::mem::replace(&mut self.stage, Stage::Open) else {
+            broken!("opened twice");
+        };
+        self.failures = 0;
+        let listed: Vec<_> = list.iter().map(|summary| summary.conversation).collect();
+        if let Some(after) = self.change {
+            checker.covers(self.user, after, change, &listed)?;
+        }
+        if result == OpenResult::Snapshot {
+            self.listed.clear();
+        }
+        for summary in list {
+            self.summary(summary, floors.get(&summary.conversation).copied().unwrap_or(0), checker)?;
+        }
+        self.change = Some(change);
+        self.link_change = Some(change);
+        // With a little spread, as phones with many conversations should.
+        for chat in self.chats.values_mut().filter(|chat| chat.have > 0 || chat.read > 0) {
+            chat.marks_due_ms = Some(clocks.now_ms + self.rng.below(50));
+        }
+        Ok(())
+    }
+
+    fn summary(&mut self, summary: &Summary<'_>, floor: u64, checker: &mut Checker) -> Verdict {
+        checker.summary(self.user, summary, floor)?;
+        let listed = Listed {
+            head: summary.head,
+            unread: summary.unread,
+            read: summary.read,
+            delivered: summary.delivered,
+            read_all: summary.read_all,
+            delivered_all: summary.delivered_all,
+        };
+        self.listed.insert(summary.conversation, listed);
+        let chat = self.chat(summary.conversation);
+        chat.head = chat.head.max(summary.head);
+        chat.read = chat.read.max(summary.read);
+        Ok(())
+    }
+
+    fn stored(&mut self, stored: &Stored, checker: &mut Checker) -> Verdict {
+        if Some(stored.generation) != self.generation || stored.class != "d1" {
+            broken!("stored at generation {} with class {}", stored.generation, stored.class);
+        }
+        let (user, device) = (self.user, self.device);
+        let chat = self.chat(stored.conversation);
+        // An answer may come twice: to the send and to its repetition.
+        let Some(at) = chat.outgoing.iter().position(|outgoing| outgoing.id == stored.id) else { return Ok(()) };
+        let outgoing = chat.outgoing.remove(at).expect("just found");
+        match outgoing.expect {
+            Expect::Stored => checker.stored(user, device, stored, &outgoing.body)?,
+            Expect::Again(seq) if seq == stored.seq && stored.dup => {}
+            Expect::Again(_) | Expect::Conflict => broken!("{outgoing:?} was answered with {stored:?}"),
+        }
+        chat.head = chat.head.max(stored.seq);
+        if chat.acknowledged.len() < 8 && outgoing.expect == Expect::Stored {
+            chat.acknowledged.push((outgoing, stored.seq));
+        }
+        Ok(())
+    }
+
+    fn refused(&mut self, clocks: Clocks, error: &ErrorFrame<'_>) -> Verdict {
+        // Impatient while everything goes wrong, as asked once the world is calm.
+        let haste = if self.habits.patience_ms.is_some() { 10 } else { 1 };
+        let not_before_ms = clocks.now_ms + u64::from(error.after_ms.unwrap_or(0)) / haste + self.rng.below(40);
+        match error.code {
+            ErrorCode::Retry
+            | ErrorCode::Unavailable
+            | ErrorCode::Overloaded
+            | ErrorCode::RateLimited
+            | ErrorCode::IdConflict
+            | ErrorCode::IdExpired
+            | ErrorCode::BadCursor
+            | ErrorCode::TooManySessions => {}
+            _ => broken!("phone {}/{}: {error:?}", self.user, self.device),
+        }
+        let Some(id) = error.id else { return self.refused_other(error, not_before_ms) };
+        let chats = self.chats.iter_mut();
+        let mut chats = chats.filter(|(conversation, _)| error.conversation.is_none_or(|of| of == **conversation));
+        let found = chats.find_map(|(_, chat)| Some((chat.outgoing.iter().position(|out| out.id == id)?, chat)));
+        let Some((at, chat)) = found else { return Ok(()) };
+        let outgoing = &mut chat.outgoing[at];
+        if error.code.retryable() {
+            outgoing.way = Way::Failed { not_before_ms };
+            return Ok(());
+        }
+        let expected = match error.code {
+            ErrorCode::IdConflict => outgoing.expect == Expect::Conflict,
+            // By the server's clock the id was too old before it ever arrived.
+            ErrorCode::IdExpired => outgoing.expect == Expect::Stored,
+            _ => false,
+        };
+        if !expected {
+            broken!("{outgoing:?} was answered with {error:?}");
+        }
+        chat.outgoing.remove(at);
+        Ok(())
+    }
+
+    fn refused_other(&mut self, error: &ErrorFrame<'_>, not_before_ms: u64) -> Verdict {
+        if error.code == ErrorCode::BadCursor {
+            return Ok(());
+        }
+        match error.conversation {
+            Some(id) => {
+                let chat = self.chat(id);
+                chat.pulling = None;
+                chat.is_ambiguous = true;
+                chat.pull_not_before_ms = not_before_ms;
+                chat.marks_due_ms.get_or_insert(not_before_ms);
+            }
+            None => self.asked_changes = None,
+        }
+        Ok(())
+    }
+
+    fn page(&mut self, clocks: Clocks, frame: &Received<'_>, checker: &mut Checker) -> Verdict {
+        let Received::Page { conversation: id, messages, head, more, first_seq, .. } = frame else {
+            unreachable!("matched by the caller")
+        };
+        let (id, head, more, first) = (*id, *head, *more, *first_seq);
+        for item in messages {
+            checker.message(self.user, id, item)?;
+            self.check_own(id, item)?;
+        }
+        let seqs: Vec<u64> = messages.iter().map(|item| item.seq).collect();
+        let chat = self.chat(id);
+        if let (Some(asked), false) = (chat.pulling.take(), chat.is_ambiguous) {
+            let dense = match (asked.after, asked.before) {
+                (Some(after), _) => {
+                    let ends = seqs.last().map_or(head <= after, |&last| more == (last < head));
+                    ends && seqs.iter().copied().eq(after + 1..=after + seqs.len() as u64)
+                }
+                (None, before) => {
+                    let highest = before.map_or(head, |before| head.min(before - 1));
+                    let ends = seqs.last().map_or(highest == 0, |&last| more == (last > first));
+                    ends && seqs.iter().copied().eq((1..=highest).rev().take(seqs.len()))
+                }
+            };
+            if !dense || head < asked.floor {
+                broken!("{id}: the page for {asked:?} has {seqs:?}, head {head}, first {first}, more {more}");
+            }
+        }
+        chat.head = chat.head.max(head);
+        seqs.into_iter().for_each(|seq| chat.take(seq));
+        let _ = clocks;
+        Ok(())
+    }
+
+    /// Everything that is due by now.
+    pub fn tick(&mut self, clocks: Clocks, checker: &mut Checker) {
+        if !self.is_open() {
+            let late = matches!(&self.stage, Stage::Opening { since_ms, .. } if self.is_late(clocks, *since_ms));
+            self.wants_cut |= late;
+            return;
+        }
+        let ids: Vec<_> = self.chats.keys().copied().collect();
+        for id in ids {
+            self.send_due(clocks, id, checker);
+            self.pull_due(clocks, id, checker);
+            if self.chats[&id].marks_due_ms.is_some_and(|due_ms| due_ms <= clocks.now_ms) {
+                self.repeat_marks(id, checker);
+            }
+        }
+        if clocks.now_ms >= self.beat_due_ms {
+            self.beat(clocks, checker);
+        }
+        let oldest =
+            [self.asked_changes.as_ref().map(|asked| asked.since_ms), self.beat_asked_ms].into_iter().flatten().min();
+        self.wants_cut |= oldest.is_some_and(|since_ms| self.is_late(clocks, since_ms));
+    }
+
+    fn is_late(&self, clocks: Clocks, since_ms: u64) -> bool {
+        self.habits.patience_ms.is_some_and(|patience_ms| clocks.now_ms >= since_ms + patience_ms)
+    }
+
+    /// The oldest question without an answer: what it is and since when.
+    pub fn waits_for(&self) -> Option<(u64, String)> {
+        let mut waits: Option<(u64, String)> = None;
+        let mut note = |since_ms: u64, what: &dyn Fn() -> String| {
+            if waits.as_ref().is_none_or(|(oldest, _)| since_ms < *oldest) {
+                waits = Some((since_ms, what()));
+            }
+        };
+        if let Stage::Opening { since_ms, .. } = &self.stage {
+            note(*since_ms, &|| "open".into());
+        }
+        if let Some(asked) = &self.asked_changes {
+            note(asked.since_ms, &|| "changes".into());
+        }
+        if let Some(since_ms) = self.beat_asked_ms {
+            note(since_ms, &|| "beat".into());
+        }
+        for (id, chat) in &self.chats {
+            if let Some(pulling) = chat.pulling {
+                note(pulling.since_ms, &|| format!("pull of {id}: {pulling:?}"));
+            }
+            for outgoing in &chat.outgoing {
+                if let Way::InFlight { since_ms } = outgoing.way {
+                    note(since_ms, &|| format!("send to {id}: {outgoing:?}"));
+                }
+            }
+        }
+        waits
+    }
+
+    fn send_due(&mut self, clocks: Clocks, id: ConversationId, checker: &mut Checker) {
+        let patience = self.habits.patience_ms;
+        let pipeline = self.habits.pipeline;
+        let skips = self.habits.skips;
+        loop {
+            let roll = self.rng.per_mille(skips);
+            let chat = self.chats.get_mut(&id).expect("one of the keys");
+            let late = chat.outgoing.iter().any(|out| {
+                matches!(out.way, Way::InFlight { since_ms } if patience.is_some_and(|p| clocks.now_ms >= since_ms + p))
+            });
+            self.wants_cut |= late;
+            let in_flight = chat.in_flight();
+            // After a failure everything behind it fails too: those answers come before anything is sent again.
+            if chat.has_failed() && in_flight > 0 || in_flight >= pipeline {
+                return;
+            }
+            let Some(at) = chat.outgoing.iter().position(|out| !matches!(out.way, Way::InFlight { .. })) else {
+                return;
+            };
+            let mut skip = chat.skip.take();
+            if let Way::Failed { not_before_ms } = chat.outgoing[at].way {
+                if roll {
+                    let given_up = chat.outgoing.remove(at).expect("just found");
+                    if self.rng.one_in(2) {
+                        self.write(&ClientFrame::Skip { conversation: id, id: given_up.id });
+                    } else {
+                        self.chat(id).skip = Some(given_up.id);
+                    }
+                    continue;
+                }
+                if clocks.now_ms < not_before_ms {
+                    chat.skip = skip;
+                    return;
+                }
+            }
+            let outgoing = &mut chat.outgoing[at];
+            outgoing.way = Way::InFlight { since_ms: clocks.now_ms };
+            let outgoing = outgoing.clone();
+            if outgoing.expect == Expect::Stored {
+                self.orders += 1;
+                checker.sends((id, self.user, self.device, outgoing.id), self.orders);
+            }
+            let target = match id.peer_of(self.user) {
+                Some(peer) if self.rng.one_in(2) => Target::To(peer),
+                _ => Target::Conversation(id),
+            };
+            let send = Send {
+                id: Some(outgoing.id),
+                skip: skip.take(),
+                target,
+                kind: outgoing.kind,
+                body: Cow::Borrowed(&outgoing.body),
+                reply_to: outgoing.reply_to,
+                target_seq: outgoing.target_seq,
+            };
+            self.write(&ClientFrame::Send(send));
+        }
+    }
+
+    fn pull_due(&mut self, clocks: Clocks, id: ConversationId, checker: &Checker) {
+        let chat = &self.chats[&id];
+        self.wants_cut |= chat.pulling.is_some_and(|pulling| self.is_late(clocks, pulling.since_ms));
+        if chat.has_hole() && chat.pulling.is_none() && clocks.now_ms >= chat.pull_not_before_ms {
+            self.pull(clocks, id, PullRange::After(self.chats[&id].have), checker);
+        }
+    }
+
+    fn pull(&mut self, clocks: Clocks, id: ConversationId, range: PullRange, checker: &Checker) {
+        let floor = checker.shown(id);
+        let (after, before) = match range {
+            PullRange::After(after) => (Some(after), None),
+            PullRange::Before(before) => (None, before),
+        };
+        let limit = Some(self.habits.page);
+        let min_seq = self.rng.one_in(3).then_some(floor);
+        self.chat(id).pulling = Some(Pulling { after, before, floor, since_ms: clocks.now_ms });
+        self.write(&ClientFrame::Pull(Pull { conversation: id, range, limit, min_seq }));
+    }
+
+    fn beat(&mut self, clocks: Clocks, checker: &mut Checker) {
+        self.beat_due_ms = clocks.now_ms + BEAT_MS;
+        self.beaten = self.n;
+        self.beat_asked_ms.get_or_insert(clocks.now_ms);
+        for (id, chat) in &mut self.chats {
+            let delivered = std::mem::take(&mut chat.unbeaten);
+            if delivered > 0 {
+                checker.gives_marks(self.user, *id, delivered, 0);
+            }
+        }
+        self.write(&ClientFrame::Beat { received: self.n });
+    }
+
+    /// Gives the marks of a conversation again, as after each `opened`.
+    pub fn repeat_marks(&mut self, id: ConversationId, checker: &mut Checker) {
+        let chat = self.chat(id);
+        chat.marks_due_ms = None;
+        let (have, read) = (chat.have, chat.read);
+        self.give_marks(id, have, read, checker);
+    }
+
+    fn give_marks(&mut self, id: ConversationId, delivered: u64, read: u64, checker: &mut Checker) {
+        if delivered == 0 && read == 0 {
+            return;
+        }
+        checker.gives_marks(self.user, id, delivered, read);
+        let mark = |seq: u64| (seq > 0).then_some(seq);
+        self.write(&ClientFrame::Mark { conversation: id, delivered: mark(delivered), read: mark(read) });
+    }
+
+    /// Does something, if it is connected or wants to write.
+    pub fn act(&mut self, clocks: Clocks, peers: &[UserId], checker: &mut Checker) {
+        let peer = self.rng.pick(peers);
+        let id = ConversationId::direct(self.user, peer);
+        match self.rng.below(16) {
+            0..8 => self.compose(clocks, id),
+            _ if !self.is_open() => {}
+            8..10 => {
+                let chat = self.chat(id);
+                chat.read = chat.read.max(chat.have);
+                let read = chat.read;
+                self.give_marks(id, 0, read, checker);
+            }
+            10 => {
+                // Far above anything: no state may change.
+                self.write(&ClientFrame::Mark { conversation: id, delivered: Some(1 << 40), read: Some(1 << 41) });
+            }
+            11 => {
+                let head = self.chat(id).head;
+                let before = if head > 1 && self.rng.one_in(2) { Some(self.rng.between(2, head + 1)) } else { None };
+                if self.chat(id).pulling.is_none() {
+                    self.pull(clocks, id, PullRange::Before(before), checker);
+                }
+            }
+            12 => self.repeat(id),
+            13 => self.write(&ClientFrame::Signal { conversation: id, name: "typing".into(), body: "".into() }),
+            14 => {
+                if let (Some(after), None) = (self.change, &self.asked_changes) {
+                    let after = ChangeNumber { counter: after.counter.saturating_sub(self.rng.below(4)), ..after };
+                    self.begin_changes(clocks, after);
+                }
+            }
+            _ => self.beat(clocks, checker),
+        }
+    }
+
+    fn compose(&mut self, clocks: Clocks, id: ConversationId) {
+        const WAITING_MAX: usize = 6;
+        if self.chat(id).outgoing.len() >= WAITING_MAX {
+            return;
+        }
+        self.counter += 1;
+        let message_id = self.new_id(clocks);
+        let head = self.chat(id).have;
+        let reaction = head > 0 && self.rng.one_in(6);
+        let padding = if self.rng.one_in(8) { 40 } else { 0 };
+        let body = format!("{}.{}.{}{:padding$}", self.user, self.device, self.counter, "");
+        let target_seq = reaction.then(|| self.rng.between(1, head));
+        let reply_to = (head > 0 && self.rng.one_in(6)).then(|| self.rng.between(1, head));
+        let kind = if reaction { Kind::Reaction } else { Kind::Text };
+        let way = Way::Fresh;
+        let outgoing = Outgoing { id: message_id, kind, body, reply_to, target_seq, expect: Expect::Stored, way };
+        self.chat(id).outgoing.push_back(outgoing);
+    }
+
+    /// Sends something again that was acknowledged long ago, with the same body or with another.
+    fn repeat(&mut self, id: ConversationId) {
+        let same = self.rng.one_in(2);
+        let random = self.rng.number() as usize;
+        let chat = self.chat(id);
+        if chat.acknowledged.is_empty() || chat.outgoing.len() > 2 {
+            return;
+        }
+        let (mut outgoing, seq) = chat.acknowledged[random % chat.acknowledged.len()].clone();
+        if chat.outgoing.iter().any(|waiting| waiting.id == outgoing.id) {
+            return;
+        }
+        outgoing.way = Way::Fresh;
+        outgoing.expect = if same { Expect::Again(seq) } else { Expect::Conflict };
+        if !same {
+            outgoing.body.push('!');
+        }
+        chat.outgoing.push_back(outgoing);
+    }
+
+    fn new_id(&mut self, clocks: Clocks) -> ClientMessageId {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&self.rng.number().to_be_bytes());
+        id[8..].copy_from_slice(&self.rng.number().to_be_bytes());
+        if self.rng.per_mille(self.habits.random_ids) {
+            id[6] = 0x40 | id[6] & 0x0f;
+        } else {
+            let time_ms = clocks.wall_ms.saturating_add_signed(self.habits.clock_ms);
+            id[..6].copy_from_slice(&time_ms.to_be_bytes()[2..]);
+            id[6] = 0x70 | id[6] & 0x0f;
+        }
+        id[8] = 0x80 | id[8] & 0x3f;
+        ClientMessageId(id)
+    }
+
+    /// When it has something to do though nothing happens.
+    pub fn next_due_ms(&self) -> Option<u64> {
+        if self.is_down() {
+            return Some(self.down_until_ms);
+        }
+        if !self.is_open() {
+            return None;
+        }
+        let mut due_ms = self.beat_due_ms;
+        for chat in self.chats.values() {
+            if chat.has_hole() && chat.pulling.is_none() {
+                due_ms = due_ms.min(chat.pull_not_before_ms);
+            }
+            due_ms = due_ms.min(chat.marks_due_ms.unwrap_or(u64::MAX));
+            if chat.in_flight() == 0
+                && let Some(Way::Failed { not_before_ms }) = chat.outgoing.front().map(|outgoing| outgoing.way)
+            {
+                due_ms = due_ms.min(not_before_ms);
+            }
+        }
+        Some(due_ms)
+    }
+
+    /// Why it has not come to rest, for a report.
+    pub fn describe(&self) -> String {
+        let chats: Vec<_> = self.chats.iter().filter(|(_, chat)| !chat.is_at_rest()).collect();
+        format!(
+            "{}/{} {:?}, beaten {} of {}, changes {:?}, {chats:?}",
+            self.user, self.device, self.stage, self.beaten, self.n, self.asked_changes
+        )
+    }
+
+    /// Nothing is left to be sent, asked or fetched.
+    pub fn is_settled(&self) -> bool {
+        let settled = |chat: &ChatLog| chat.is_at_rest();
+        self.is_open() && self.asked_changes.is_none() && self.beaten == self.n && self.chats.values().all(settled)
+    }
+}
+
+fn upgrade(nonce: [u8; 16], token: &str) -> UpgradeRequest<'_> {
+    UpgradeRequest {
+        host: "sim",
+        target: "/ws",
+        nonce,
+        subprotocol: Some("ringway.v1.json"),
+        bearer: (!token.is_empty()).then_some(token),
+    }
+}
