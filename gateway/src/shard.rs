@@ -336,3 +336,6 @@ impl Shard {
         self.settle();
     }
 }
+
+#[cfg(test)]
+mod tests;
