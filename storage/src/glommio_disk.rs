@@ -55,7 +55,9 @@ impl GlommioDisk {
                      allow io_uring and a locked-memory limit (ulimit -l) of at least 512 KiB"
                 ))
             })?;
-        let disk = GlommioDisk { executor, directory: directory.to_owned() };
+        // glommio opens a relative path from a directory descriptor that it does not have.
+        let directory = std::path::absolute(directory).map_err(|error| DiskError::Io(error.to_string()))?;
+        let disk = GlommioDisk { executor, directory };
         disk.probe()?;
         Ok(disk)
     }

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use wire::close::AfterClose;
-use wire::ids::{ChangeNumber, ClientMessageId, ConversationId, UserId};
+use wire::ids::{ChangeNumber, ClientMessageId, ConversationId, DeviceId, UserId};
 use wire::json::{Received, decode_server};
 use wire::protocol::{ClientFrame, Kind, MessageItem, Open, Pull, PullRange, Send, Target};
 
@@ -50,7 +50,7 @@ pub(crate) fn run(arguments: &Arguments) -> Done {
     let to: UserId = arguments.to.parse()?;
     let (sender, events) = channel();
     read_lines(sender.clone());
-    let mut chat = Chat::new(to, std::io::stdout().is_terminal());
+    let mut chat = Chat::new(to, device_for(&arguments.token), std::io::stdout().is_terminal());
     eprintln!("talking to {to}; type and press enter, /quit to leave. ✓ stored, ✓✓ delivered, ✓✓ read");
     let mut back_off = Duration::from_millis(200);
     loop {
@@ -99,6 +99,8 @@ enum Ended {
 
 struct Chat {
     to: UserId,
+    /// The device to open as, if the token leaves it open.
+    device: Option<DeviceId>,
     me: Option<UserId>,
     colour: bool,
     socket: Option<Socket>,
@@ -129,9 +131,10 @@ struct Chat {
 }
 
 impl Chat {
-    fn new(to: UserId, colour: bool) -> Self {
+    fn new(to: UserId, device: Option<DeviceId>, colour: bool) -> Self {
         Self {
             to,
+            device,
             me: None,
             colour,
             socket: None,
@@ -174,7 +177,7 @@ impl Chat {
             }
         });
         self.socket = Some(socket);
-        let open = Open { token: None, ticket: None, device: None, changes_after: self.change, window: Some(1) };
+        let open = Open { token: None, ticket: None, device: self.device, changes_after: self.change, window: Some(1) };
         self.send(&ClientFrame::Open(open));
         Ok(())
     }
@@ -458,6 +461,16 @@ impl Chat {
     fn note(&self, text: &str) {
         if self.colour { println!("\x1b[2m      {text}\x1b[0m") } else { println!("      {text}") }
     }
+}
+
+/// A device of this process's own, unless the token names one: two terminals of one user are two devices.
+fn device_for(token: &str) -> Option<DeviceId> {
+    use base64::Engine as _;
+    let claims =
+        token.split('.').nth(1).and_then(|part| base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(part).ok());
+    let claims: Option<serde_json::Value> = claims.and_then(|claims| serde_json::from_slice(&claims).ok());
+    let names_device = claims.is_some_and(|claims| claims.get("device").is_some());
+    (!names_device).then(|| DeviceId(u32::from_le_bytes(random()).max(1)))
 }
 
 /// A UUIDv7.
