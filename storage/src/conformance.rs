@@ -337,14 +337,14 @@ impl<'a, B: Backend> Driver<'a, B> {
         group.parts.push(Part { slot, epoch, expected_lsn: lsn, records, bytes });
     }
 
-    fn submit(&mut self, shard: u16, mut group: AppendGroup) -> Ticket {
+    pub(crate) fn submit(&mut self, shard: u16, mut group: AppendGroup) -> Ticket {
         self.ticket += 1;
         group.ticket = self.ticket;
         self.backend.submit(shard, StorageRequest::Append(group));
         self.ticket
     }
 
-    fn outcomes(&mut self, shard: u16, ticket: Ticket) -> Vec<Outcome> {
+    pub(crate) fn outcomes(&mut self, shard: u16, ticket: Ticket) -> Vec<Outcome> {
         self.poll_until("Appended", |shards| {
             shards.0[shard as usize].appended.iter().any(|(group, _)| group.ticket == ticket)
         });

@@ -16,8 +16,9 @@
 //! ```
 
 mod mark;
-mod runs;
+pub(crate) mod runs;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -33,6 +34,7 @@ use fjall::{AbstractTree, CompressionType, Database, Guard, Keyspace, KeyspaceCr
 pub use mark::VIEWS_FORMAT;
 
 use crate::seam::{ReadError, Rows, Run, Space, ViewRead};
+use crate::taken::Taken;
 use mark::Mark;
 use runs::{Sorted, day_at, hex};
 
@@ -172,7 +174,8 @@ impl Views {
             ViewRead::Range { space, start, end, rows_max, bytes_max, reverse } => engine.range(
                 *space,
                 Bounds { start, end, reverse: *reverse },
-                Limits { rows: *rows_max, bytes: *bytes_max },
+                Taken::new(*rows_max, *bytes_max),
+                *rows_max,
             ),
         }))
         .unwrap_or_else(|panic| Err(ReadError::Damaged(panic_text(&*panic))))
@@ -320,12 +323,6 @@ struct Bounds<'a> {
     reverse: bool,
 }
 
-#[derive(Clone, Copy)]
-struct Limits {
-    rows: u32,
-    bytes: u32,
-}
-
 impl Engine {
     fn open(dir: &Path, config: &ViewsConfig, mark: &Mark) -> Result<Engine, ViewsError> {
         let rows_dir = dir.join(ROWS_DIR);
@@ -411,37 +408,25 @@ impl Engine {
         Ok(rows)
     }
 
-    fn range(&self, space: Space, bounds: Bounds<'_>, limits: Limits) -> Result<Rows, ReadError> {
+    fn range(&self, space: Space, bounds: Bounds<'_>, taken: Taken, rows_max: u32) -> Result<Rows, ReadError> {
         if bounds.start >= bounds.end {
             return Ok(Rows::default());
         }
-        let mut taken = Taken::new(space, limits);
+        let found = |item: Guard| item.into_inner().map_err(|error| read_error(space, &error));
         if space != Space::Dedup {
-            for item in items(self.plain(space), &bounds) {
-                let (key, stored) = item.into_inner().map_err(|error| read_error(space, &error))?;
-                if !taken.take(&key, &stored)? {
-                    break;
-                }
-            }
-            return Ok(taken.rows);
+            return take(space, taken, items(self.plain(space), &bounds).map(found));
         }
-        // Dedup rows lie in a map per day. The first `rows + 1` of each are enough for the first
-        // `rows + 1` of all; of a key that is in several days, the newest day's row counts.
-        let mut merged = std::collections::BTreeMap::new();
+        // Dedup rows lie in a map per day. The first `rows_max + 1` of each are enough for the first
+        // `rows_max + 1` of all; of a key that is in several days, the newest day's row counts.
+        let mut merged = BTreeMap::new();
         for (_, keyspace) in self.dedup_keyspaces() {
-            for item in items(&keyspace, &bounds).take(limits.rows as usize + 1) {
-                let (key, stored) = item.into_inner().map_err(|error| read_error(space, &error))?;
+            for item in items(&keyspace, &bounds).take(rows_max as usize + 1) {
+                let (key, stored) = found(item)?;
                 merged.entry(key).or_insert(stored);
             }
         }
-        let mut forward = merged.iter();
-        let mut next = || if bounds.reverse { forward.next_back() } else { forward.next() };
-        while let Some((key, stored)) = next() {
-            if !taken.take(key, stored)? {
-                break;
-            }
-        }
-        Ok(taken.rows)
+        let merged = merged.into_iter().map(Ok);
+        if bounds.reverse { take(space, taken, merged.rev()) } else { take(space, taken, merged) }
     }
 
     /// Lets compaction catch up when many runs wait for it: each costs every read a look.
@@ -465,32 +450,20 @@ impl Engine {
     }
 }
 
-/// Rows of a range on their way out, up to the limits.
-struct Taken {
+/// Rows up to the limits, each checked.
+fn take(
     space: Space,
-    limits: Limits,
-    value_bytes: u64,
-    rows: Rows,
-}
-
-impl Taken {
-    fn new(space: Space, limits: Limits) -> Taken {
-        Taken { space, limits, value_bytes: 0, rows: Rows::default() }
-    }
-
-    /// Takes one row more; `false` once the limits are reached and this one was only seen.
-    fn take(&mut self, key: &[u8], stored: &[u8]) -> Result<bool, ReadError> {
-        let rows = self.rows.index.len();
-        let full = rows > 0 && self.value_bytes >= u64::from(self.limits.bytes);
-        if rows >= self.limits.rows as usize || full {
-            self.rows.more = true;
-            return Ok(false);
+    mut taken: Taken,
+    rows: impl Iterator<Item = Result<fjall::KvPair, ReadError>>,
+) -> Result<Rows, ReadError> {
+    for row in rows {
+        let (key, stored) = row?;
+        if !taken.has_room() {
+            break;
         }
-        let value = value_of(self.space, key, stored)?;
-        self.value_bytes += value.len() as u64;
-        self.rows.push(key, value);
-        Ok(true)
+        taken.push(&key, value_of(space, &key, &stored)?);
     }
+    Ok(taken.into_rows())
 }
 
 fn items<'a>(keyspace: &Keyspace, bounds: &Bounds<'a>) -> Box<dyn Iterator<Item = Guard> + 'a> {

@@ -10,7 +10,7 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
 /// The day, counted from 1970, on which a dedup row was written. Its value begins with the server's
 /// time in milliseconds, little-endian.
-pub(super) fn day_of(key: &[u8], value: &[u8]) -> Result<u32, ViewsError> {
+pub(crate) fn day_of(key: &[u8], value: &[u8]) -> Result<u32, ViewsError> {
     let time = value
         .first_chunk::<8>()
         .ok_or_else(|| ViewsError::BadRow(format!("dedup row {} does not begin with its time", hex(key))))?;
@@ -19,12 +19,12 @@ pub(super) fn day_of(key: &[u8], value: &[u8]) -> Result<u32, ViewsError> {
 }
 
 /// The day of a clock that shows `now_ms`.
-pub(super) fn day_at(now_ms: u64) -> u32 {
+pub(crate) fn day_at(now_ms: u64) -> u32 {
     u32::try_from(now_ms / DAY_MS).unwrap_or(u32::MAX)
 }
 
 /// Lower-case hexadecimal, for naming keys.
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
@@ -42,14 +42,14 @@ struct Entry {
 }
 
 /// The rows of several runs, by map; dedup rows by day as well.
-pub(super) struct Sorted<'a> {
+pub(crate) struct Sorted<'a> {
     runs: &'a [Run],
     plain: [Vec<Entry>; Space::ALL.len()],
     dedup: BTreeMap<u32, Vec<Entry>>,
 }
 
 impl<'a> Sorted<'a> {
-    pub(super) fn new(runs: &'a [Run]) -> Result<Sorted<'a>, ViewsError> {
+    pub(crate) fn new(runs: &'a [Run]) -> Result<Sorted<'a>, ViewsError> {
         let mut sorted = Sorted { runs, plain: Space::ALL.map(|_| Vec::new()), dedup: BTreeMap::new() };
         for (run_number, run) in runs.iter().enumerate() {
             for (row_number, &row) in run.rows.iter().enumerate() {
@@ -69,18 +69,18 @@ impl<'a> Sorted<'a> {
     }
 
     /// Days that have dedup rows.
-    pub(super) fn days(&self) -> impl Iterator<Item = u32> {
+    pub(crate) fn days(&self) -> impl Iterator<Item = u32> {
         self.dedup.keys().copied()
     }
 
     /// Rows of a map other than dedup, in key order, each key once.
-    pub(super) fn plain(&self, space: Space) -> impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])> {
+    pub(crate) fn plain(&self, space: Space) -> impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])> {
         let runs = self.runs;
         self.plain[space as usize].iter().map(move |entry| row_of(runs, *entry))
     }
 
     /// Dedup rows of one day, in key order, each key once.
-    pub(super) fn dedup(&self, day: u32) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+    pub(crate) fn dedup(&self, day: u32) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
         let runs = self.runs;
         self.dedup.get(&day).into_iter().flatten().map(move |entry| row_of(runs, *entry))
     }
