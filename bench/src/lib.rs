@@ -1,1 +1,9 @@
-//! Part of Ringway.
+//! The numbers worth keeping: how each is measured, and what it is held against.
+//!
+//! Every figure is a ratio to a floor measured in the same run, or says the load that it was measured under.
+//! Results go to `bench/results/`, with the commit, the machine and the kernel.
+
+pub mod client;
+pub mod figures;
+pub mod probe;
+pub mod server;

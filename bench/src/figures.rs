@@ -1,0 +1,87 @@
+//! What is done with measured numbers: medians, bounds, and a file that says where they come from.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use loadgen::random::Random;
+use serde_json::{Value, json};
+
+/// The middle one; the mean of the middle two.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => f64::NAN,
+        odd if odd % 2 == 1 => sorted[middle],
+        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
+    }
+}
+
+/// Between which values the median lies with 95 % confidence, by resampling.
+pub fn bootstrap(values: &[f64]) -> (f64, f64) {
+    const SAMPLES: usize = 10_000;
+    let mut random = Random::new(1, 1);
+    let mut medians: Vec<_> = (0..SAMPLES)
+        .map(|_| {
+            let sample: Vec<_> = values.iter().map(|_| values[random.below(values.len() as u64) as usize]).collect();
+            median(&sample)
+        })
+        .collect();
+    medians.sort_by(f64::total_cmp);
+    (medians[SAMPLES * 25 / 1_000], medians[SAMPLES * 975 / 1_000])
+}
+
+/// Writes a result beside the others, with what one must know to read it.
+pub fn save(name: &str, method: &str, command: &str, result: Value) -> std::io::Result<PathBuf> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
+    std::fs::create_dir_all(&directory)?;
+    let path = directory.join(format!("{name}.json"));
+    let mut all = json!({
+        "command": command,
+        "method": method,
+        "commit": output("git", &["rev-parse", "--short", "HEAD"]),
+        "worktree_clean": output("git", &["status", "--porcelain", "--untracked-files=no"]).is_empty(),
+        "kernel": output("uname", &["-r"]),
+        "processor": processor(),
+        "cores": std::thread::available_parallelism().map_or(0, usize::from),
+        "memory_kib": field("/proc/meminfo", "MemTotal:"),
+        "date": output("date", &["-u", "+%Y-%m-%dT%H:%MZ"]),
+    });
+    let (Value::Object(into), Value::Object(from)) = (&mut all, result) else { unreachable!("both are objects") };
+    into.extend(from);
+    std::fs::write(&path, format!("{all:#}\n"))?;
+    Ok(path)
+}
+
+fn output(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output();
+    output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
+}
+
+fn processor() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    model.map_or_else(String::new, |(_, model)| model.trim().to_owned())
+}
+
+/// The first number behind a name, in files such as /proc/meminfo.
+pub fn field(path: &str, name: &str) -> u64 {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bounds_hold_the_median_and_narrow_with_agreement() {
+        assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
+        assert!((median(&[4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < 1e-9);
+        let (low, high) = bootstrap(&[1.0, 1.1, 0.9, 1.05, 0.95, 1.02, 0.98]);
+        assert!(low <= 1.0 && 1.0 <= high && high - low < 0.2, "{low} {high}");
+        assert_eq!(bootstrap(&[2.0; 5]), (2.0, 2.0));
+    }
+}

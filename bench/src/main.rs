@@ -1,0 +1,404 @@
+//! `cargo run --release -p bench -- echo | idle | durable | syscalls`: one figure each, with its method.
+//!
+//! Build the server first: `cargo build --release`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bench::client::{Echoed, Load};
+use bench::figures::{bootstrap, median, save};
+use bench::server::{Process, Trouble, cpu_ns};
+use clap::{Parser, Subcommand};
+use loadgen::key::TokenKey;
+use loadgen::report::Report;
+use loadgen::run::{Plan, run};
+use serde_json::json;
+
+#[derive(Parser)]
+#[command(name = "bench")]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Processor time per echo of 64 bytes, against a raw ring in the same run.
+    Echo {
+        #[arg(long, default_value_t = 1_000)]
+        connections: u32,
+        #[arg(long, default_value_t = 7)]
+        rounds: u32,
+        #[arg(long, default_value_t = 4)]
+        seconds: u64,
+    },
+    /// User bytes per idle session: the slope from 5,000 to 15,000 sessions.
+    Idle {
+        #[arg(long, default_value_t = 3)]
+        rounds: u32,
+        /// Seconds of idling before memory is read.
+        #[arg(long, default_value_t = 32)]
+        hold: u64,
+    },
+    /// Durable messages per second: saturated, and at a given rate with its latencies.
+    Durable {
+        #[arg(long, default_value_t = 10_000)]
+        users: u32,
+        #[arg(long, default_value_t = 20_000.0)]
+        rate: f64,
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+    },
+    /// System calls and allocations per routed message.
+    Syscalls {
+        #[arg(long, default_value_t = 10_000)]
+        users: u32,
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+    },
+    #[command(hide = true)]
+    ProbeEcho {
+        #[arg(long)]
+        listen: SocketAddr,
+    },
+    #[command(hide = true)]
+    ClientEcho {
+        #[arg(long)]
+        address: SocketAddr,
+        #[arg(long)]
+        websocket: bool,
+        #[arg(long)]
+        connections: u32,
+        #[arg(long)]
+        seconds: u64,
+        #[arg(long)]
+        server: u32,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().what {
+        What::Echo { connections, rounds, seconds } => echo(connections, rounds, seconds),
+        What::Idle { rounds, hold } => idle(rounds, hold),
+        What::Durable { users, rate, seconds } => durable(users, rate, seconds),
+        What::Syscalls { users, seconds } => syscalls(users, seconds),
+        What::ProbeEcho { listen } => bench::probe::serve(listen),
+        What::ClientEcho { address, websocket, connections, seconds, server } => {
+            client_echo(address, websocket, connections, seconds, server)
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(trouble) => {
+            eprintln!("bench: {trouble}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A data directory of its own, removed at the end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Result<Self, Trouble> {
+        let path = std::env::current_dir()?.join("target").join(format!("bench-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+const FOREIGN_MAX: f64 = 0.05;
+
+fn echo(connections: u32, rounds: u32, seconds: u64) -> Result<(), Trouble> {
+    let method = format!(
+        "{connections} connections, one 64-byte message in flight each; server on core 0, client on core 1; processor \
+         time of the server's threads over echoes, {seconds} s a round after 1 s of warming up.\nA raw io_uring echo \
+         of the same bytes without a protocol, and `ringway dev --echo`, in turn; rounds with more than 5 % of the \
+         machine used by others are dropped and repeated; ratios paired by round."
+    );
+    println!("{method}\n");
+    let scratch = Scratch::new("echo")?;
+    let ringway = Process::ringway(&scratch.0, Some(0), &["--shards", "1", "--echo"])?;
+    let probe = Process::probe(Some(0))?;
+    let (mut ratios, mut kept, mut dropped) = (Vec::new(), Vec::new(), Vec::new());
+    println!("round   raw us   ringway us   ratio     raw/s   ringway/s   foreign");
+    for round in 1..=rounds * 4 {
+        let raw = client(&probe, false, connections, seconds)?;
+        let ours = client(&ringway, true, connections, seconds)?;
+        let (raw_us, our_us) = (us_per_echo(&raw), us_per_echo(&ours));
+        let foreign = raw.foreign.max(ours.foreign);
+        let is_dropped = foreign > FOREIGN_MAX;
+        println!(
+            "{round:>5}  {raw_us:>7.3}  {our_us:>11.3}  {:>6.3}  {:>8.0}  {:>10.0}  {:>6.1} %{}",
+            our_us / raw_us,
+            raw.echoes as f64 / raw.seconds,
+            ours.echoes as f64 / ours.seconds,
+            foreign * 100.0,
+            if is_dropped { "  dropped" } else { "" }
+        );
+        let figures = json!({ "raw_us": raw_us, "ringway_us": our_us, "ratio": our_us / raw_us, "foreign": foreign });
+        if is_dropped {
+            dropped.push(figures);
+        } else {
+            ratios.push(our_us / raw_us);
+            kept.push(figures);
+        }
+        if ratios.len() as u32 == rounds {
+            break;
+        }
+    }
+    let void = ratios.len() < 5 || dropped.len() * 10 > (ratios.len() + dropped.len()) * 3;
+    if ratios.is_empty() {
+        return Err("every round was disturbed by others: run it again on a quiet machine".into());
+    }
+    let (low, high) = bootstrap(&ratios);
+    println!("\nratio {:.3}, 95 % bounds {low:.3} to {high:.3}; must be at most 1.15", median(&ratios));
+    if void {
+        println!("VOID: too many rounds were dropped; the figures stand only as an indication");
+    }
+    let result = json!({
+        "ratio": median(&ratios), "ratio_low": low, "ratio_high": high, "must": 1.15, "met": !void && high <= 1.15,
+        "void": void, "rounds": kept, "dropped": dropped, "connections": connections,
+    });
+    let name = format!("echo-{connections}");
+    let command = format!("cargo run --release -p bench -- echo --connections {connections}");
+    println!("{}", save(&name, &method, &command, result)?.display());
+    Ok(())
+}
+
+fn us_per_echo(echoed: &Echoed) -> f64 {
+    echoed.server_cpu_ns as f64 / echoed.echoes.max(1) as f64 / 1e3
+}
+
+/// The client in a process of its own, on core 1.
+fn client(server: &Process, websocket: bool, connections: u32, seconds: u64) -> Result<Echoed, Trouble> {
+    let mut command = Command::new("taskset");
+    command.args(["-c", "1"]).arg(std::env::current_exe()?).arg("client-echo");
+    command.args(["--address", &server.address.to_string(), "--connections", &connections.to_string()]);
+    command.args(["--seconds", &seconds.to_string(), "--server", &server.id().to_string()]);
+    if websocket {
+        command.arg("--websocket");
+    }
+    let output = command.output()?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+fn client_echo(
+    address: SocketAddr,
+    websocket: bool,
+    connections: u32,
+    seconds: u64,
+    server: u32,
+) -> Result<(), Trouble> {
+    let echoed = bench::client::run(&Load {
+        address,
+        websocket,
+        connections,
+        payload_bytes: 64,
+        warm_up: Duration::from_secs(1),
+        measure: Duration::from_secs(seconds),
+        server,
+    })?;
+    println!("{}", serde_json::to_string(&echoed)?);
+    Ok(())
+}
+
+fn idle(rounds: u32, hold: u64) -> Result<(), Trouble> {
+    let method = format!(
+        "Sessions of distinct users, opened by token and beating every 30 s; memory is read {hold} s after the last \
+         opened.\nSlope of Pss_Anon (/proc/PID/smaps_rollup) of the server from 5,000 to 15,000 sessions, a fresh \
+         server each round."
+    );
+    println!("{method}\n");
+    let (mut slopes, mut counted, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+    println!("round   KiB at 5,000   KiB at 15,000   bytes per session");
+    for round in 1..=rounds {
+        let scratch = Scratch::new("idle")?;
+        let server = Process::ringway(&scratch.0, None, &["--shards", "1"])?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let first = hold_sessions(&server, &scratch, 1, 5_000, &stop)?;
+        std::thread::sleep(Duration::from_secs(hold));
+        let (few, few_counted) = (server.anonymous_kib(), server.metric("ringway_connection_bytes"));
+        let second = hold_sessions(&server, &scratch, 5_001, 10_000, &stop)?;
+        std::thread::sleep(Duration::from_secs(hold));
+        let (many, many_counted) = (server.anonymous_kib(), server.metric("ringway_connection_bytes"));
+        let sessions = server.metric("ringway_chat_sessions");
+        stop.store(true, Ordering::Relaxed);
+        for thread in [first, second] {
+            thread.join().map_err(|_| "a thread of phones panicked")??;
+        }
+        if (sessions - 15_000.0).abs() > 0.5 {
+            return Err(format!("{sessions} sessions were open instead of 15,000").into());
+        }
+        let slope = (many as f64 - few as f64) * 1_024.0 / 10_000.0;
+        println!("{round:>5}  {few:>13}  {many:>14}  {slope:>18.0}");
+        rows.push(json!({ "kib_at_5000": few, "kib_at_15000": many, "bytes_per_session": slope }));
+        slopes.push(slope);
+        counted.push((many_counted - few_counted) / 10_000.0);
+    }
+    let bytes = median(&slopes);
+    println!("\n{bytes:.0} bytes per session (the gateway's own count: {:.0}); must be at most 256", median(&counted));
+    let result = json!({
+        "bytes_per_session": bytes, "counted_bytes_per_session": median(&counted), "must": 256, "met": bytes <= 256.0,
+        "rounds": rows,
+    });
+    println!("{}", save("idle", &method, "cargo run --release -p bench -- idle", result)?.display());
+    Ok(())
+}
+
+type Held = std::thread::JoinHandle<Result<Report, loadgen::run::RunError>>;
+
+/// Opens sessions that stay until `stop`; returns when all are open.
+fn hold_sessions(
+    server: &Process,
+    scratch: &Scratch,
+    first_user: u64,
+    users: u32,
+    stop: &Arc<AtomicBool>,
+) -> Result<Held, Trouble> {
+    let plan = Plan {
+        first_user,
+        duration: Duration::from_hours(1),
+        ..Plan::new(&format!("ws://{}", server.address), TokenKey::of_dev(&scratch.0)?, users)
+    };
+    let stop = Arc::clone(stop);
+    let (opened, all_open) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        run(&plan, &stop, |line| {
+            if line.open == line.users {
+                // Whoever waited has gone on after the first.
+                let _ = opened.send(());
+            }
+        })
+    });
+    all_open.recv_timeout(Duration::from_mins(1)).map_err(|_| "not all sessions could be opened within a minute")?;
+    Ok(thread)
+}
+
+/// A run of messages, and what the server spent on it.
+struct Spent {
+    report: Report,
+    /// Of all threads, per stored message, while messages were due.
+    cpu_us: f64,
+    calls: f64,
+}
+
+fn chat(server: &Process, scratch: &Scratch, plan: Plan) -> Result<Spent, Trouble> {
+    let mut begun = None;
+    let mut spent = (f64::NAN, f64::NAN);
+    let plan = Plan { key: TokenKey::of_dev(&scratch.0)?, url: format!("ws://{}", server.address), ..plan };
+    let now = || (cpu_ns(server.id()) as f64, server.metric("ringway_ring_system_calls_total"));
+    let mut stored = 0;
+    let report = run(&plan, &Arc::new(AtomicBool::new(false)), |line| {
+        if line.seconds.is_none_or(|seconds| seconds >= plan.duration.as_secs()) {
+            return;
+        }
+        match begun {
+            None => begun = Some(now()),
+            Some((cpu, calls)) => {
+                stored += line.acked;
+                let (cpu_now, calls_now) = now();
+                spent = ((cpu_now - cpu) / 1e3 / stored as f64, (calls_now - calls) / stored as f64);
+            }
+        }
+    })?;
+    if !report.is_clean() {
+        return Err(format!("messages were lost, doubled or reordered:\n{report}").into());
+    }
+    Ok(Spent { report, cpu_us: spent.0, calls: spent.1 })
+}
+
+fn plan(users: u32, first_user: u64, rate: f64, seconds: u64) -> Plan {
+    let nobody = TokenKey::of_secret(b"replaced by the server's", "", "", "");
+    let duration = Duration::from_secs(seconds);
+    Plan { first_user, rate, duration, ..Plan::new("", nobody, users) }
+}
+
+fn durable(users: u32, rate: f64, seconds: u64) -> Result<(), Trouble> {
+    let method = format!(
+        "{users} sessions in pairs, 128-byte messages over JSON, embedded storage on this disk (d1: synced before \
+         `stored`), server and generator on the same cores, {seconds} s each.\nSaturated: one message in flight per \
+         session and more due than can be stored. Then {rate:.0}/s and half of saturation, open loop, latency from when \
+         a message was due. Processor time of all the server's threads per stored message."
+    );
+    println!("{method}\n");
+    let scratch = Scratch::new("durable")?;
+    let server = Process::ringway(&scratch.0, None, &["--shards", "1"])?;
+    let flood = Plan { in_flight_max: 1, drain: Duration::from_secs(1), ..plan(users, 1, 200_000.0, seconds) };
+    let saturated = chat(&server, &scratch, flood)?;
+    let most = saturated.report.achieved_per_second;
+    show("saturated", &saturated, false);
+    let at_rate = chat(&server, &scratch, plan(users, 1_000_001, rate, seconds))?;
+    show(&format!("at {rate:.0}/s"), &at_rate, true);
+    let half = chat(&server, &scratch, plan(users, 2_000_001, (most / 2.0).round(), seconds))?;
+    show("at half", &half, true);
+    let figures = |spent: &Spent| {
+        json!({
+            "offered_per_second": spent.report.offered_per_second,
+            "stored_per_second": spent.report.achieved_per_second,
+            "ack_ms": spent.report.ack_ms,
+            "delivery_ms": spent.report.delivery_ms,
+            "schedule_error_ms": spent.report.schedule_error_ms,
+            "server_cpu_us_per_message": spent.cpu_us,
+            "generator_cpu_percent": spent.report.generator_cpu_percent,
+            "generator_bound": spent.report.generator_bound,
+            "errors": spent.report.errors,
+        })
+    };
+    let result = json!({
+        "saturated": figures(&saturated), "at_rate": figures(&at_rate), "at_half": figures(&half),
+        "must_per_second": 20_000, "met": at_rate.report.achieved_per_second >= 0.99 * rate || most >= 20_000.0,
+    });
+    println!("{}", save("durable", &method, "cargo run --release -p bench -- durable", result)?.display());
+    Ok(())
+}
+
+fn show(what: &str, spent: &Spent, latencies: bool) {
+    let report = &spent.report;
+    print!(
+        "{what:<12} {:>7.0}/s stored, server {:.1} us a message, generator {:.0} % of a core",
+        report.achieved_per_second, spent.cpu_us, report.generator_cpu_percent
+    );
+    if latencies {
+        let ack = &report.ack_ms;
+        print!("; stored p50 {:.2} ms, p99 {:.2} ms, p99.9 {:.2} ms", ack.p50, ack.p99, ack.p99_9);
+    }
+    println!();
+}
+
+fn syscalls(users: u32, seconds: u64) -> Result<(), Trouble> {
+    let method = format!(
+        "{users} sessions in pairs, saturated with one message in flight each, {seconds} s: calls of io_uring_enter by \
+         the shard (its own count, in /metrics) per stored message.\nA message is a send in, stored and a message out, \
+         and its share of marks, ticks and beats."
+    );
+    println!("{method}\n");
+    let scratch = Scratch::new("syscalls")?;
+    let server = Process::ringway(&scratch.0, None, &["--shards", "1"])?;
+    let flood = Plan { in_flight_max: 1, drain: Duration::from_secs(1), ..plan(users, 1, 200_000.0, seconds) };
+    let saturated = chat(&server, &scratch, flood)?;
+    println!(
+        "{:.3} system calls per message at {:.0}/s; must be at most 0.1",
+        saturated.calls, saturated.report.achieved_per_second
+    );
+    let result = json!({
+        "shard_calls_per_message": saturated.calls, "stored_per_second": saturated.report.achieved_per_second,
+        "must": 0.1, "met": saturated.calls <= 0.1,
+    });
+    println!("{}", save("syscalls", &method, "cargo run --release -p bench -- syscalls", result)?.display());
+    Ok(())
+}

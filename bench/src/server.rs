@@ -1,0 +1,146 @@
+//! A process to be measured: a server of ours, or the probe that it is held against.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// What went wrong, in words.
+pub type Trouble = Box<dyn std::error::Error + Send + Sync>;
+
+/// A running process; it ends with this value.
+pub struct Process {
+    child: Child,
+    /// Where it serves.
+    pub address: SocketAddr,
+    /// Where it answers questions about itself; the probe does not.
+    pub internal: Option<SocketAddr>,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already, which is as well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The release server beside this program.
+pub fn ringway() -> Result<PathBuf, Trouble> {
+    let path = std::env::current_exe()?.with_file_name("ringway");
+    if path.exists() {
+        return Ok(path);
+    }
+    Err(format!("{} is not there: build it first, with `cargo build --release`", path.display()).into())
+}
+
+/// `program` with `arguments`, on one core only if `core` says so.
+fn pinned(program: &Path, core: Option<usize>) -> Command {
+    let Some(core) = core else { return Command::new(program) };
+    let mut command = Command::new("taskset");
+    command.arg("-c").arg(core.to_string()).arg(program);
+    command
+}
+
+impl Process {
+    /// Starts `ringway dev` with one shard.
+    pub fn ringway(data: &Path, core: Option<usize>, arguments: &[&str]) -> Result<Self, Trouble> {
+        let address = two_free_ports()?;
+        let mut command = pinned(&ringway()?, core);
+        command.args(["dev", "--listen", &address.to_string(), "--data"]).arg(data).args(arguments);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let mut lines = BufReader::new(child.stdout.take().expect("it was asked for")).lines();
+        let internal = lines.by_ref().map_while(Result::ok).find_map(|line| {
+            let (_, rest) = line.split_once("http://").filter(|_| line.contains("internal"))?;
+            rest.split(' ').next()?.parse().ok()
+        });
+        // Whatever else it says must go somewhere, or it would wait for a reader one day.
+        std::thread::spawn(move || lines.for_each(drop));
+        let process = Self { child, address, internal };
+        process.wait_until_ready()?;
+        Ok(process)
+    }
+
+    /// Starts the raw probe of this program.
+    pub fn probe(core: Option<usize>) -> Result<Self, Trouble> {
+        let address = two_free_ports()?;
+        let mut command = pinned(&std::env::current_exe()?, core);
+        let child = command.args(["probe-echo", "--listen", &address.to_string()]).spawn()?;
+        let process = Self { child, address, internal: None };
+        process.wait_until_ready()?;
+        Ok(process)
+    }
+
+    fn wait_until_ready(&self) -> Result<(), Trouble> {
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(30) {
+            let ready = match self.internal {
+                Some(internal) => get(internal, "/health/ready").is_ok_and(|answer| answer.contains(" 200 ")),
+                None => TcpStream::connect(self.address).is_ok(),
+            };
+            if ready {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Err("the server did not become ready within 30 s".into())
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// One of its metrics.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = self.internal.map(|internal| get(internal, "/metrics").unwrap_or_default()).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        line.unwrap_or(f64::NAN)
+    }
+
+    /// Private and shared anonymous memory, each page by its share: KiB.
+    pub fn anonymous_kib(&self) -> u64 {
+        crate::figures::field(&format!("/proc/{}/smaps_rollup", self.id()), "Pss_Anon:")
+    }
+}
+
+/// Processor time of all threads of a process that still run, in nanoseconds, the kernel's part included.
+pub fn cpu_ns(process: u32) -> u64 {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{process}/task")) else { return 0 };
+    let time = |path: PathBuf| -> Option<u64> {
+        std::fs::read_to_string(path.join("schedstat")).ok()?.split(' ').next()?.parse().ok()
+    };
+    threads.flatten().filter_map(|thread| time(thread.path())).sum()
+}
+
+/// Processor time that the machine spent on anything, in nanoseconds, what a hypervisor took included.
+pub fn machine_cpu_ns() -> u64 {
+    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let first = text.lines().next().unwrap_or_default();
+    let ticks: Vec<u64> = first.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal
+    let busy = |at: usize| ticks.get(at).copied().unwrap_or(0);
+    [0, 1, 2, 5, 6, 7].map(busy).iter().sum::<u64>() * 10_000_000
+}
+
+fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// A port whose successor is free as well: `dev` takes both.
+fn two_free_ports() -> Result<SocketAddr, Trouble> {
+    for _ in 0..100 {
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let next = address.port().checked_add(1).map(|port| SocketAddr::new(address.ip(), port));
+        if next.is_some_and(|next| TcpListener::bind(next).is_ok()) {
+            return Ok(address);
+        }
+    }
+    Err("no two free ports beside each other".into())
+}
