@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use wire::upgrade::{UpgradeRequest, read_upgrade_response, write_upgrade_request};
 use wire::writer::{Opcode, write_frame};
 
-use crate::server::{Trouble, cpu_ns, machine_cpu_ns};
+use crate::server::{Trouble, cores, cpu_ns, machine_cpu_ns};
 
 /// What to echo, and for how long.
 #[derive(Debug, Clone, Copy)]
@@ -164,14 +164,13 @@ impl Begun {
         let now = Self::now(load, echoes);
         let seconds = (now.at - self.at).as_secs_f64();
         let (server, client) = (now.server_ns - self.server_ns, ((now.client_s - self.client_s) * 1e9) as u64);
-        let cores = std::thread::available_parallelism().map_or(1.0, |cores| usize::from(cores) as f64);
         let others = (now.machine_ns - self.machine_ns).saturating_sub(server + client) as f64;
         Echoed {
             echoes: now.echoes - self.echoes,
             seconds,
             server_cpu_ns: server,
             client_cpu_ns: client,
-            foreign: others / (seconds * cores * 1e9),
+            foreign: others / (seconds * f64::from(cores()) * 1e9),
         }
     }
 }

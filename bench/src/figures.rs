@@ -44,7 +44,7 @@ pub fn save(name: &str, method: &str, command: &str, result: Value) -> std::io::
         "worktree_clean": output("git", &["status", "--porcelain", "--untracked-files=no"]).is_empty(),
         "kernel": output("uname", &["-r"]),
         "processor": processor(),
-        "cores": std::thread::available_parallelism().map_or(0, usize::from),
+        "cores": crate::server::cores(),
         "memory_kib": field("/proc/meminfo", "MemTotal:"),
         "date": output("date", &["-u", "+%Y-%m-%dT%H:%MZ"]),
     });

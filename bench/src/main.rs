@@ -338,7 +338,7 @@ fn durable(users: u32, rate: f64, seconds: u64) -> Result<(), Trouble> {
     println!("{method}\n");
     let scratch = Scratch::new("durable")?;
     let server = Process::ringway(&scratch.0, None, &["--shards", "1"])?;
-    let flood = Plan { in_flight_max: 1, drain: Duration::from_secs(1), ..plan(users, 1, 200_000.0, seconds) };
+    let flood = Plan { in_flight_max: 1, drain: Duration::from_secs(1), ..plan(users, 1, 60_000.0, seconds) };
     let saturated = chat(&server, &scratch, flood)?;
     let most = saturated.report.achieved_per_second;
     show("saturated", &saturated, false);
@@ -389,7 +389,7 @@ fn syscalls(users: u32, seconds: u64) -> Result<(), Trouble> {
     println!("{method}\n");
     let scratch = Scratch::new("syscalls")?;
     let server = Process::ringway(&scratch.0, None, &["--shards", "1"])?;
-    let flood = Plan { in_flight_max: 1, drain: Duration::from_secs(1), ..plan(users, 1, 200_000.0, seconds) };
+    let flood = Plan { in_flight_max: 1, drain: Duration::from_secs(1), ..plan(users, 1, 60_000.0, seconds) };
     let saturated = chat(&server, &scratch, flood)?;
     println!(
         "{:.3} system calls per message at {:.0}/s; must be at most 0.1",

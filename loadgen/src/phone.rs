@@ -332,6 +332,17 @@ impl Phone {
         self.send_waiting(around);
     }
 
+    /// Gives up what was never sent; what was sent goes on waiting for its answer.
+    pub fn give_up_unsent(&mut self, around: &mut Around<'_>) -> Want {
+        while self.unacked.back().is_some_and(|unacked| !unacked.was_sent) {
+            self.unacked.pop_back();
+            // None of them was seen by anybody: their counters never were.
+            self.next_counter -= 1;
+            around.tally.counts.unsent += 1;
+        }
+        Want::Nothing
+    }
+
     /// Ends the session in order; nothing follows.
     pub fn hang_up(&mut self, around: &mut Around<'_>) -> Want {
         let open = self.state == State::Open;

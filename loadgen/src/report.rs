@@ -105,7 +105,7 @@ impl Report {
             seed: plan.seed,
             seconds: measured.seconds,
             offered_per_second: tally.counts.offered as f64 / seconds,
-            achieved_per_second: tally.counts.acked as f64 / seconds,
+            achieved_per_second: tally.counts.acked_in_time as f64 / seconds,
             ack_ms: Quantiles::of(&tally.ack),
             delivery_ms: Quantiles::of(&tally.delivery),
             schedule_error_ms: Quantiles::of(&tally.schedule),
@@ -151,13 +151,14 @@ impl fmt::Display for Report {
         writeln!(f, "\nlost {}, doubled {}, reordered {}", counts.lost, counts.doubled, counts.reordered)?;
         writeln!(
             f,
-            "offered {}, stored {} ({} of them dup), delivered {}, sent again {}, refused {}, unanswered {}",
+            "offered {}, stored {} ({} of them dup), delivered {}, sent again {}, refused {}, unsent {}, unanswered {}",
             counts.offered,
             counts.acked,
             counts.dup_acks,
             counts.delivered,
             counts.resent,
             counts.failed,
+            counts.unsent,
             counts.unanswered
         )?;
         writeln!(

@@ -22,6 +22,9 @@ const NOBODY: u32 = u32::MAX;
 /// Connections from one source address: beyond two thirds of its ports, connecting becomes slow.
 const CONNECTIONS_PER_SOURCE: u32 = 10_000;
 
+/// How long what is in flight at the end may take at least.
+const SETTLE_NS: u64 = 5_000_000_000;
+
 /// What one thread is to do.
 pub(crate) struct Orders {
     pub habits: Habits,
@@ -97,6 +100,9 @@ struct Worker {
     reported_at: u64,
     flushed_at: u64,
     hung_up: bool,
+    /// No more messages fall due.
+    ended: bool,
+    gave_up: bool,
 }
 
 /// A phone and its line to the server.
@@ -146,6 +152,8 @@ impl Worker {
             reported_at: 0,
             flushed_at: 0,
             hung_up: false,
+            ended: false,
+            gave_up: false,
             orders,
         }
     }
@@ -165,7 +173,7 @@ impl Worker {
             self.send(&mut ops);
             self.ring.submit(&mut ops);
             self.report();
-            if over_at.is_none() && self.is_over() {
+            if over_at.is_none() && self.is_over(&mut ops) {
                 self.hang_up(&mut ops);
                 self.ring.submit(&mut ops);
                 over_at = Some(self.now_ns + 1_000_000_000);
@@ -364,7 +372,9 @@ impl Worker {
         let _ = self.orders.progress.send(progress);
     }
 
-    fn is_over(&self) -> bool {
+    /// Over when told so; or after the last message fell due, when all have their answers and receivers.
+    /// What has not been sent by the end of the drain is given up, and what has been has as long again.
+    fn is_over(&mut self, ops: &mut Ops) -> bool {
         if self.orders.phase.stop.load(Ordering::Relaxed) {
             return true;
         }
@@ -373,7 +383,17 @@ impl Worker {
         if start_ns == 0 || self.now_ns < end_ns {
             return false;
         }
-        self.now_ns >= end_ns + self.orders.drain_ns || self.nothing_left()
+        if !self.ended {
+            self.ended = true;
+            self.tally.counts.acked_in_time = self.tally.counts.acked;
+        }
+        if self.now_ns >= end_ns + self.orders.drain_ns && !self.gave_up {
+            self.gave_up = true;
+            for index in 0..self.phones.len() as u32 {
+                self.with_phone(index, ops, Phone::give_up_unsent);
+            }
+        }
+        self.now_ns >= end_ns + self.orders.drain_ns + SETTLE_NS.max(self.orders.drain_ns) || self.nothing_left()
     }
 
     fn nothing_left(&self) -> bool {

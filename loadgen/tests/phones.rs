@@ -371,3 +371,20 @@ fn a_message_with_two_seqs_is_counted_as_doubled() {
     world.pass(300);
     assert_eq!(world.harm(), [0, 1, 0, 0]);
 }
+
+/// More fell due than could be sent: giving the rest up is no loss.
+#[test]
+fn what_was_never_sent_can_be_given_up() {
+    let mut world = World::new();
+    world.mood = Mood::Mute;
+    for _ in 0..10 {
+        world.write(0);
+    }
+    world.with(0, Phone::give_up_unsent);
+    world.mood = Mood::Stores;
+    assert_eq!((world.tally.counts.unsent, world.harm()), (6, [0, 0, 0, 4]));
+    world.cut(0);
+    world.pass(300);
+    assert_eq!(world.harm(), [0; 4]);
+    assert_eq!(world.tally.counts.acked, 4);
+}
