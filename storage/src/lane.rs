@@ -19,6 +19,9 @@ const SEGMENTS_IDLE_MAX: usize = 8;
 /// Pause before a checkpoint's record that found no room is written again.
 const RECORD_RETRY_MS: u64 = 200;
 
+/// A lane that has nothing to do for this long closes its last batch with a seal.
+const SEAL_AFTER_MS: u64 = 100;
+
 /// Limits of the lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaneConfig {
@@ -126,6 +129,9 @@ pub struct Lane<D: Disk> {
     /// When the phase began.
     phase_since_ms: u64,
     next_checkpoint: u64,
+    /// The last batch holds records and has no seal behind it.
+    unsealed: bool,
+    seal_at_ms: Option<u64>,
     closing: bool,
     counts: LaneCounts,
 }
@@ -144,6 +150,8 @@ impl<D: Disk> Lane<D> {
             phase: Phase::Idle,
             phase_since_ms: now_ms,
             next_checkpoint,
+            unsealed: false,
+            seal_at_ms: None,
             closing: false,
             counts: LaneCounts::default(),
         }
@@ -235,6 +243,8 @@ impl<D: Disk> Lane<D> {
             return Ok(());
         };
         if pending.is_written() {
+            self.unsealed = true;
+            self.seal_at_ms = None;
             self.counts.batches += 1;
             self.counts.bytes += pending.bytes();
         }
@@ -254,11 +264,30 @@ impl<D: Disk> Lane<D> {
             Phase::Recording { not_before_ms, .. } if *not_before_ms <= now_ms => self.record(now_ms, disk, out)?,
             _ => {}
         }
+        self.seal(now_ms, disk)
+    }
+
+    /// Seals the last batch when nothing has followed it for a while.
+    fn seal(&mut self, now_ms: u64, disk: &mut D) -> Result<(), SyncFailed> {
+        if !self.unsealed {
+            return Ok(());
+        }
+        let at_ms = *self.seal_at_ms.get_or_insert(now_ms + SEAL_AFTER_MS);
+        if at_ms <= now_ms {
+            // One that finds no room is not tried again before there is a batch that needs it.
+            self.journal.seal(disk)?;
+            self.unsealed = false;
+            self.seal_at_ms = None;
+        }
         Ok(())
     }
 
     /// When [`Lane::tick`] has something to do without anything else happening.
     pub fn next_tick_ms(&self) -> Option<u64> {
+        [self.next_checkpoint_tick_ms(), self.seal_at_ms].into_iter().flatten().min()
+    }
+
+    fn next_checkpoint_tick_ms(&self) -> Option<u64> {
         match &self.phase {
             Phase::Idle if !self.may_begin() => None,
             Phase::Idle if self.closing || self.grown() => Some(0),
@@ -344,6 +373,9 @@ impl<D: Disk> Lane<D> {
         }
         self.phase = Phase::Idle;
         self.phase_since_ms = now_ms;
+        // The record closes what lies before it as a seal would.
+        self.unsealed = false;
+        self.seal_at_ms = None;
         self.counts.checkpoints += 1;
         out.extend((0..self.serving.len() as u16).map(|shard| (shard, StorageEvent::CheckpointDone { checkpoint })));
         self.counts.segments_removed += self.journal.remove_covered(disk)? as u64;

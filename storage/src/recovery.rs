@@ -462,6 +462,8 @@ impl Walk {
         self.bytes_read += header.stored_bytes();
         let here = position(self.tail.segment, self.tail.offset);
         match header.kind {
+            // A seal: nothing to replay.
+            BatchKind::Records if header.parts == 0 => {}
             BatchKind::Records => {
                 self.sizes.push((here, header.stored_bytes()));
                 self.batches.push(RecoveredBatch { position: here, parts: header.parts as usize, body: body.to_vec() });

@@ -140,6 +140,12 @@ fn live(disk: &mut SimDisk, journal: &mut Journal<SimDisk>, model: &mut Model) {
                     return;
                 }
             }
+            // A seal may be anywhere between batches, and torn as any.
+            2 if model.rng.one_in(2) => {
+                if journal.seal(disk).is_err() {
+                    return;
+                }
+            }
             1 => disk.faults.fail_next_write = Some(DiskError::Io("injected".into())),
             _ => {
                 let groups = model.groups(journal.epoch());

@@ -79,6 +79,25 @@ fn a_flipped_bit_is_refused_or_harmless_but_for_the_very_last_batch() {
 }
 
 #[test]
+fn a_flipped_bit_in_a_sealed_last_batch_is_refused() {
+    let mut last = None;
+    for byte in (0..BLOCK_BYTES as u64).step_by(31) {
+        let mut disk = SimDisk::new(1);
+        let mut journal = open(&mut disk).expect("opens").journal;
+        assert_eq!(append(&mut disk, &mut journal, 1, 3_000), Outcome::Committed);
+        assert_eq!(journal.seal(&mut disk), Ok(None));
+        disk.kill();
+        assert!(disk.flip_bit(&segment_name(1), BLOCK_BYTES as u64 + byte, 5));
+        match open(&mut disk) {
+            Ok(opened) => assert_eq!(opened.journal.next_lsn(1), 1, "byte {byte} is behind the batch's own bytes"),
+            Err(OpenError::Damaged { .. }) => last = Some(byte),
+            Err(error) => panic!("byte {byte}: {error}"),
+        }
+    }
+    assert!(last.is_some_and(|byte| byte > 3_000), "flips are seen up to the last byte of the batch, not {last:?}");
+}
+
+#[test]
 fn damage_before_a_valid_batch_names_the_file_the_place_and_the_command() {
     let mut disk = filled(1);
     assert!(disk.flip_bit(&segment_name(3), BLOCK_BYTES as u64 + 200, 3));
