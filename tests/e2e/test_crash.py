@@ -102,6 +102,31 @@ def test_power_cut(make_server, make_disk, directory, moments, users):
         after.assert_unharmed()
 
 
+@pytest.mark.timeout(600)
+def test_both_checkers_see_a_loss(make_server, directory, users):
+    """A store from a moment earlier, with more acknowledged since: if this passed, the tests above would mean nothing."""
+    server = make_server().start()
+    load = Loadgen(server, Path(directory) / "acks.log")
+    chatter = Chatter(server, int(users[0]))
+    try:
+        load.wait_for(1000)
+        server.pause()
+        shutil.copytree(server.data, f"{directory}/earlier")
+        server.resume()
+        load.wait_for(load.acknowledged() + 1000)
+        server.kill()
+    finally:
+        load.stop()
+        record = chatter.join()
+    shutil.rmtree(server.data)
+    shutil.move(f"{directory}/earlier", server.data)
+    server.start()
+    with pytest.raises(AssertionError, match="missing"):
+        verify(server, load.acks)
+    with pytest.raises(AssertionError):
+        check(server, [record])
+
+
 def test_a_second_crash_while_recovering(make_server, moments, users):
     server = make_server().start()
     chatter = Chatter(server, int(users[0]))

@@ -17,9 +17,15 @@ def ringway(*arguments, **options):
     return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
 
 
+def printed(server):
+    """What `dev` printed; it does so when it is ready, and we may have been faster."""
+    wait_until(lambda: server.output().count(" chat --url ") == 2, "both commands are printed")
+    return server.output()
+
+
 def test_dev_says_what_it_is_doing_and_what_to_type_next(make_server):
     server = make_server().start()
-    said = server.output()
+    said = printed(server)
     for fact in (server.address, server.internal, str(server.data), "d1", "ringway chat"):
         assert fact.lower() in said.lower(), said
     assert re.search(r"2 shards|shards\W+2", said), said
@@ -28,8 +34,7 @@ def test_dev_says_what_it_is_doing_and_what_to_type_next(make_server):
 
 def chat_commands(server):
     """The two commands that `dev` printed, with this build's binary in place of the name."""
-    lines = [line.strip() for line in server.output().splitlines() if "ringway chat" in line or " chat --url" in line]
-    assert len(lines) == 2, server.output()
+    lines = [line.strip() for line in printed(server).splitlines() if " chat --url " in line]
     return [re.sub(r"^.*?\bchat ", f"{places.binary('ringway')} chat ", line) for line in lines]
 
 
@@ -88,7 +93,7 @@ def test_two_people_chat_in_two_terminals_and_a_killed_server_loses_nothing(make
 
 def test_the_tokens_that_dev_prints_are_good(make_server, users):
     server = make_server().start()
-    tokens = re.findall(r"\beyJ[\w-]+\.[\w-]+\.[\w-]+", server.output())
+    tokens = re.findall(r"\beyJ[\w-]+\.[\w-]+\.[\w-]+", printed(server))
     assert len(set(tokens)) >= 2
     for token in set(tokens):
         assert server.request("GET", "/v1/conversations", token=token).status == 200

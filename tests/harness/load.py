@@ -16,7 +16,7 @@ class Loadgen:
 
     def __init__(self, server, acks, *, users=200, rate=2000, seconds=60):
         self.acks = acks
-        self.log = acks.with_suffix(".log")
+        self.log = acks.with_suffix(".out")
         command = [places.binary("ringway-loadgen"), "run", "--url", server.url, "--data", server.data]
         command += ["--users", users, "--rate", rate, "--duration", f"{seconds}s", "--acks", acks]
         with open(self.log, "wb") as log:

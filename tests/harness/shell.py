@@ -34,7 +34,7 @@ def script(document):
         f"export CARGO_TARGET_DIR={shlex.quote(str(places.TARGET))}",
         # The reader stands in the repository; here the commands run beside it, so that nothing is left in it.
         f"cargo() {{ command cargo \"$1\" --quiet --manifest-path {places.REPOSITORY}/Cargo.toml \"${{@:2}}\"; }}",
-        "ready() { for _ in $(seq 600); do curl -sf http://127.0.0.1:8801/health/ready >/dev/null && return; sleep 0.1;"
+        "ready() { for _ in $(seq 2400); do curl -sf http://127.0.0.1:8801/health/ready >/dev/null && return; sleep 0.1;"
         " done; echo 'not ready'; cat served.log; return 1; }",
     ]
     for marking, commands in blocks(document):
