@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use storage::counters::StoreCounters;
-use storage::embedded::EmbeddedStore;
+use storage::store::Store;
 use wire::http::{HttpLimits, Method, Progress, RequestReader, Response, write_response};
 use wire::json::encode_problem;
 
@@ -30,7 +30,7 @@ pub struct Status {
     /// What the store counts.
     pub store_counters: Arc<StoreCounters>,
     /// The store, until it is shut down.
-    pub store: Mutex<Option<EmbeddedStore>>,
+    pub store: Mutex<Option<Store>>,
 }
 
 impl Status {
@@ -46,7 +46,7 @@ impl Status {
         if shards().any(|shard| shard.is_fenced) {
             return Some("another process took over the storage".to_owned());
         }
-        self.store.lock().expect("nobody panics while holding it").as_ref().and_then(EmbeddedStore::trouble)
+        self.store.lock().expect("nobody panics while holding it").as_ref().and_then(Store::trouble)
     }
 }
 

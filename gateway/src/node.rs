@@ -11,11 +11,13 @@ use std::time::Duration;
 use chat::ChatConfig;
 use ring::{Claim, Doorbell, RingConfig, RingError};
 use shard_router::{MailLimits, Mailbox, Sleeper, Slot, SlotMap};
-use storage::embedded::{EmbeddedConfig, EmbeddedStore, Started};
+use storage::embedded::{EmbeddedConfig, EmbeddedStore};
+use storage::postgres::{PostgresConfig, PostgresStore};
 use storage::seam::{Class, StoreFacts};
+use storage::store::{Started, Store};
 
 use crate::auth::Authenticator;
-use crate::config::{Config, RequiredClass};
+use crate::config::{Backend, Config, RequiredClass};
 use crate::driver::{Driver, DriverParts, Phase, PhaseCell, Published};
 use crate::internal::{Internal, Status};
 use crate::shard::{ShardParts, ShardSettings};
@@ -32,6 +34,9 @@ pub enum StartError {
     /// The store was refused.
     #[error(transparent)]
     Store(#[from] storage::embedded::StartError),
+    /// The database was refused.
+    #[error(transparent)]
+    Postgres(#[from] storage::postgres::PostgresError),
     /// The internal listener was refused.
     #[error(
         "{address} cannot be listened on ({error}), so there would be no health checks and no metrics; stop whoever \
@@ -45,10 +50,10 @@ pub enum StartError {
     },
     /// The backend promises less than was asked for.
     #[error(
-        "`storage.require_class` is \"d2\", and this backend acknowledges at class d1 (synced on one node's disk): \
-         choose another backend, or ask for \"d1\""
+        "`storage.require_class` is \"d2\", and this backend acknowledges at class d1 ({0}): change that, choose \
+         another backend, or ask for \"d1\""
     )]
-    Class,
+    Class(String),
     /// The system gave no thread or no randomness.
     #[error("the process could not be set up: {0}; check its limits of threads and memory")]
     System(std::io::Error),
@@ -83,10 +88,10 @@ impl Node {
         let shards = config.shards();
         let doorbells = (0..shards).map(|_| Doorbell::new()).collect::<Result<Vec<_>, _>>()?;
         let sleepers: Vec<_> = doorbells.iter().map(|doorbell| Arc::new(sleeper(doorbell))).collect();
-        let Started { facts, ports, store } = start_store(config, shards, &sleepers)?;
+        let Started { facts, class_reason, ports, store } = start_store(config, shards, &sleepers)?;
         if config.storage.require_class == RequiredClass::D2 && facts.class == Class::D1 {
             store.abandon();
-            return Err(StartError::Class);
+            return Err(StartError::Class(class_reason.unwrap_or_else(|| "synced on one node's disk".to_owned())));
         }
         let map = Arc::new(SlotMap::single_node(shards, facts.epoch));
         let mailboxes = Mailbox::with_sleepers(&map, mail_limits(config), sleepers);
@@ -166,7 +171,9 @@ impl Node {
 
     /// Whether another process took this one's slots.
     pub fn is_fenced(&self) -> bool {
-        self.status.shards.iter().any(|shard| published(shard).is_fenced)
+        let store = self.status.store.lock().expect("nobody panics while holding it");
+        let fenced = store.as_ref().and_then(Store::fenced).is_some();
+        fenced || self.status.shards.iter().any(|shard| published(shard).is_fenced)
     }
 
     /// Takes no more connections and sends away those there are.
@@ -259,7 +266,16 @@ fn start_store(config: &Config, shards: u16, sleepers: &[Arc<Sleeper>]) -> Resul
         let sleeper = Arc::clone(sleeper);
         Box::new(move || _ = sleeper.notify()) as storage::embedded::Waker
     });
-    Ok(EmbeddedStore::start(&EmbeddedConfig::new(&config.storage.data), &shard_of_slot, wakers.collect())?)
+    match config.storage.backend {
+        Backend::Embedded => {
+            let embedded = EmbeddedConfig::new(&config.storage.data);
+            Ok(EmbeddedStore::start(&embedded, &shard_of_slot, wakers.collect())?.into())
+        }
+        Backend::Postgres => {
+            let url = config.storage.postgres.get().expect("a configuration without it is refused");
+            Ok(PostgresStore::start(&PostgresConfig::new(url), &shard_of_slot, wakers.collect())?.into())
+        }
+    }
 }
 
 fn mail_limits(config: &Config) -> MailLimits {

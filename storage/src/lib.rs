@@ -18,6 +18,7 @@ pub mod recovery;
 pub mod segment;
 pub mod sim_disk;
 pub mod sim_store;
+pub mod store;
 mod taken;
 pub mod views;
 mod views_threads;

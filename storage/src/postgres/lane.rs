@@ -143,6 +143,11 @@ impl Lane {
             self.tick();
             self.wake();
             self.publish();
+            if self.closing && self.fence.reason().is_some() {
+                // No checkpoint of this server will ever be taken.
+                self.refuse_queued(Refusal::Unavailable);
+                return self.end(false);
+            }
             if self.closing && self.unresolved.is_none() && matches!(self.phase, Phase::Idle) && self.lag_bytes == 0 {
                 return self.end(true);
             }
