@@ -88,7 +88,10 @@ pub enum PostgresError {
     #[error("PostgreSQL can not be used: {0}; check that it runs, and `storage.postgres`")]
     Away(String),
     /// Another server holds the lock.
-    #[error("another Ringway server uses this database; stop it first, or set `take_over` if it hangs")]
+    #[error(
+        "another Ringway server uses this database; stop it first. If it hangs or its machine is gone, end its \
+         connections: SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'ringway'"
+    )]
     InUse,
     /// A later version of Ringway made the tables.
     #[error("the tables have format {found}, this version knows up to {known}: use a newer ringway")]
