@@ -53,9 +53,9 @@ pub struct PostgresConfig {
     pub timeout_ms: u64,
     /// Bounds a checkpoint's transaction and the start.
     pub checkpoint_timeout_ms: u64,
-    /// How long a start waits for another server to let go of the database.
+    /// How long a start waits for another server to let go of the database, as one does that is stopping.
     pub lock_wait_ms: u64,
-    /// Start although another server holds the database: that one is fenced. For one that hangs.
+    /// After that, take the database over: the other server is fenced. Otherwise the start is refused.
     pub take_over: bool,
 }
 
@@ -72,8 +72,8 @@ impl PostgresConfig {
             views_stall_ms: 60_000,
             timeout_ms: 5_000,
             checkpoint_timeout_ms: 120_000,
-            lock_wait_ms: 10_000,
-            take_over: false,
+            lock_wait_ms: 2_000,
+            take_over: true,
         }
     }
 }
@@ -271,7 +271,7 @@ fn address(config: &PostgresConfig) -> Result<Config, PostgresError> {
 fn take_over(config: &PostgresConfig, session: &mut Session) -> Result<Opened, PostgresError> {
     let deadline = Instant::now() + Duration::from_millis(config.lock_wait_ms);
     while !session.simply(async |client: &Client| schema::try_lock(client).await)? {
-        if config.take_over {
+        if Instant::now() >= deadline && config.take_over {
             tracing::warn!("another server holds the database and will be fenced");
             break;
         }

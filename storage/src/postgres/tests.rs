@@ -130,7 +130,7 @@ fn the_older_owner_is_refused() {
     let group = driver.random_group(0);
     assert!(driver.append(0, group).iter().all(|&outcome| outcome == Outcome::Committed));
 
-    let mut config = PostgresConfig { lock_wait_ms: 300, ..small(&url) };
+    let mut config = PostgresConfig { lock_wait_ms: 300, take_over: false, ..small(&url) };
     let refused = PostgresStore::start(&config, &slot_map(1), wakers(1)).expect_err("in use");
     assert!(matches!(refused, PostgresError::InUse), "{refused}");
     config.take_over = true;
