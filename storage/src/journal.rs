@@ -13,6 +13,9 @@ use crate::segment::{
     segment_of, spare_name,
 };
 
+/// The smallest segment that a start on a full disk makes do with.
+const SEGMENT_BYTES_MIN: u64 = FIRST_BATCH_OFFSET as u64 + CHECKPOINT_RECORD_BYTES + 4 * BLOCK_BYTES as u64;
+
 /// Limits of a journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JournalConfig {
@@ -137,7 +140,15 @@ impl<D: Disk> Journal<D> {
         for slot in &mut found.slots {
             slot.epoch = slot.epoch.max(found.epoch);
         }
-        let made = make_segment(disk, &config, &mut found, 0)?;
+        let mut made = make_segment(disk, &config, &mut found, 0);
+        let mut smaller = config.clone();
+        while matches!(made, Err(RollError::Disk(DiskError::Full))) && smaller.segment_bytes > SEGMENT_BYTES_MIN {
+            // On a full disk recovery has just freed what lay behind the cut: enough to start and to read,
+            // and for the checkpoint that lets old segments go.
+            smaller.segment_bytes = (smaller.segment_bytes / 2).max(SEGMENT_BYTES_MIN);
+            made = make_segment(disk, &smaller, &mut found, 0);
+        }
+        let made = made?;
         Ok(Journal {
             config,
             identity: found.identity,

@@ -176,9 +176,13 @@ fn open(disk: &mut SimDisk, config: &JournalConfig) -> Result<Opened<SimDisk>, O
     recovery::open(disk, config.clone(), IDENTITY)
 }
 
+/// `SEED=n`: that one. `SEEDS=n`: so many, for a longer run.
 fn seeds() -> std::ops::Range<u64> {
-    let from = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
-    from.map_or(0..600, |seed| seed..seed + 1)
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    match number("SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("SEEDS").unwrap_or(600),
+    }
 }
 
 #[test]

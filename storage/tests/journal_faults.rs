@@ -195,6 +195,24 @@ fn a_full_disk_refuses_and_room_heals_it() {
 }
 
 #[test]
+fn a_store_starts_on_a_disk_that_is_full() {
+    let config = JournalConfig { segment_bytes: 60 * BLOCK_BYTES as u64, spares_max: 0 };
+    let mut disk = SimDisk::new(1);
+    let mut journal = recovery::open(&mut disk, config.clone(), IDENTITY).expect("opens").journal;
+    assert_eq!(append(&mut disk, &mut journal, 1, 30_000), Outcome::Committed);
+    disk.faults.capacity_bytes = Some(disk.used_bytes());
+    disk.power_cut();
+    let mut journal = recovery::open(&mut disk, config.clone(), IDENTITY).expect("opens").journal;
+    assert_eq!(journal.next_lsn(1), 1);
+    while append(&mut disk, &mut journal, 2, 600) == Outcome::Committed {}
+    assert_eq!(append(&mut disk, &mut journal, 2, 600), Outcome::Refused(Refusal::Full));
+    disk.faults.capacity_bytes = None;
+    assert_eq!(append(&mut disk, &mut journal, 2, 600), Outcome::Committed);
+    disk.power_cut();
+    recovery::open(&mut disk, config, IDENTITY).expect("opens");
+}
+
+#[test]
 fn a_write_that_fails_is_overwritten_by_the_next() {
     for seed in 0..300 {
         let mut disk = SimDisk::new(seed);
