@@ -294,14 +294,21 @@ struct Spent {
     report: Report,
     /// Of all threads, per stored message, while messages were due.
     cpu_us: f64,
+    /// System calls of the shard's ring, per stored message.
     calls: f64,
+    /// What the shard took from the heap, per stored message; not a number unless the server counts it.
+    allocations: f64,
 }
 
 fn chat(server: &Process, scratch: &Scratch, plan: Plan) -> Result<Spent, Trouble> {
     let mut begun = None;
-    let mut spent = (f64::NAN, f64::NAN);
+    let mut spent = [f64::NAN; 3];
     let plan = Plan { key: TokenKey::of_dev(&scratch.0)?, url: format!("ws://{}", server.address), ..plan };
-    let now = || (cpu_ns(server.id()) as f64, server.metric("ringway_ring_system_calls_total"));
+    let metric = |name| server.metric(name);
+    let now = || {
+        let cpu_us = cpu_ns(server.id()) as f64 / 1e3;
+        [cpu_us, metric("ringway_ring_system_calls_total"), metric("ringway_allocations_total")]
+    };
     let mut stored = 0;
     let report = run(&plan, &Arc::new(AtomicBool::new(false)), |line| {
         if line.seconds.is_none_or(|seconds| seconds >= plan.duration.as_secs()) {
@@ -309,17 +316,18 @@ fn chat(server: &Process, scratch: &Scratch, plan: Plan) -> Result<Spent, Troubl
         }
         match begun {
             None => begun = Some(now()),
-            Some((cpu, calls)) => {
+            Some(before) => {
                 stored += line.acked;
-                let (cpu_now, calls_now) = now();
-                spent = ((cpu_now - cpu) / 1e3 / stored as f64, (calls_now - calls) / stored as f64);
+                let now = now();
+                spent = std::array::from_fn(|at| (now[at] - before[at]) / stored as f64);
             }
         }
     })?;
     if !report.is_clean() {
         return Err(format!("messages were lost, doubled or reordered:\n{report}").into());
     }
-    Ok(Spent { report, cpu_us: spent.0, calls: spent.1 })
+    let [cpu_us, calls, allocations] = spent;
+    Ok(Spent { report, cpu_us, calls, allocations })
 }
 
 fn plan(users: u32, first_user: u64, rate: f64, seconds: u64) -> Plan {
@@ -383,7 +391,8 @@ fn show(what: &str, spent: &Spent, latencies: bool) {
 fn syscalls(users: u32, seconds: u64) -> Result<(), Trouble> {
     let method = format!(
         "{users} sessions in pairs, saturated with one message in flight each, {seconds} s: calls of io_uring_enter by \
-         the shard (its own count, in /metrics) per stored message.\nA message is a send in, stored and a message out, \
+         the shard (its own count, in /metrics) per stored message, and what the shard took from the heap, if the server was \
+         built with `--features count-allocations`.\nA message is a send in, stored and a message out, \
          and its share of marks, ticks and beats."
     );
     println!("{method}\n");
@@ -395,7 +404,15 @@ fn syscalls(users: u32, seconds: u64) -> Result<(), Trouble> {
         "{:.3} system calls per message at {:.0}/s; must be at most 0.1",
         saturated.calls, saturated.report.achieved_per_second
     );
+    if saturated.allocations.is_nan() {
+        println!(
+            "allocations: not counted; `cargo build --release --features count-allocations` makes a server that does"
+        );
+    } else {
+        println!("{:.4} allocations per message; must be 0", saturated.allocations);
+    }
     let result = json!({
+        "shard_allocations_per_message": saturated.allocations,
         "shard_calls_per_message": saturated.calls, "stored_per_second": saturated.report.achieved_per_second,
         "must": 0.1, "met": saturated.calls <= 0.1,
     });

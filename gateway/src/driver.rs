@@ -103,6 +103,9 @@ pub struct Published {
     pub mail: MailCounters,
     /// Its ring's.
     pub ring: RingCounters,
+    /// What its thread took from the heap, by count.
+    #[cfg(feature = "count-allocations")]
+    pub allocations: u64,
     /// Connections held.
     pub connections: u32,
     /// Bytes of memory held for them.
@@ -238,6 +241,10 @@ impl Driver {
         published.sizes.extend(self.shard.chat().sizes());
         published.mail = self.shard.mailbox().counters();
         published.ring = self.ring.counters();
+        #[cfg(feature = "count-allocations")]
+        {
+            published.allocations = crate::allocations::of_this_thread();
+        }
         published.connections = self.shard.connections();
         published.connection_bytes = self.shard.memory_bytes();
         published.is_serving = self.listener.is_some();

@@ -3,6 +3,8 @@
 //! [`shard`] decides, and is pure: no clock, no I/O, no threads, so that the simulator runs the very
 //! same code. [`driver`] owns the loop of one shard, [`node`] starts and stops them all.
 
+#[cfg(feature = "count-allocations")]
+pub mod allocations;
 pub mod auth;
 pub mod config;
 mod core;

@@ -7,8 +7,13 @@ use clap::{Parser, Subcommand};
 
 mod command;
 
+#[cfg(not(feature = "count-allocations"))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[cfg(feature = "count-allocations")]
+#[global_allocator]
+static ALLOCATOR: gateway::allocations::Counting = gateway::allocations::Counting;
 
 /// A self-hosted chat backend: WebSocket and REST, every acknowledged message kept.
 #[derive(Parser)]

@@ -59,6 +59,8 @@ impl Snapshot {
                 ("mail_", sum(&shards, |shard| mail_counts(&shard.mail))),
                 ("ring_", sum(&shards, |shard| ring_counts(&shard.ring))),
                 ("store_", store_counts(&status.store_counters)),
+                #[cfg(feature = "count-allocations")]
+                ("", sum(&shards, |shard| vec![("allocations", shard.allocations, "Taken from the heap by shards.")])),
             ],
             gauges: vec![
                 ("", sum(&shards, connection_gauges)),
