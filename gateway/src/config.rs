@@ -172,6 +172,8 @@ settings! {
         data: PathBuf = "ringway-data";
         /// How to reach PostgreSQL, as `postgres://user@host/database`; only for `backend = "postgres"`.
         postgres: MaybeText = "";
+        /// Start although another node holds the database, which is then fenced: for one that hangs. PostgreSQL only.
+        take_over: bool = "false";
         /// The least that an acknowledgement must promise. The node refuses to start on a backend that gives less.
         require_class: RequiredClass = "d1";
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use chat::Now;
 use ring::{Doorbell, EventBatch, KernelRing, ListenerId, RingConfig, RingCounters, RingError};
 use shard_router::MailCounters;
-use storage::embedded::Port;
+use storage::port::Port;
 use storage::seam::{Outcome, ReadError, Refusal, StorageEvent, StorageRequest};
 
 use crate::counters::ShardCounters;

@@ -273,7 +273,8 @@ fn start_store(config: &Config, shards: u16, sleepers: &[Arc<Sleeper>]) -> Resul
         }
         Backend::Postgres => {
             let url = config.storage.postgres.get().expect("a configuration without it is refused");
-            Ok(PostgresStore::start(&PostgresConfig::new(url), &shard_of_slot, wakers.collect())?.into())
+            let postgres = PostgresConfig { take_over: config.storage.take_over, ..PostgresConfig::new(url) };
+            Ok(PostgresStore::start(&postgres, &shard_of_slot, wakers.collect())?.into())
         }
     }
 }

@@ -28,10 +28,10 @@ def on_postgres(postgres, make_server, directory):
     """Makes servers on that database, with a key for tokens of their own."""
     (Path(directory) / "key").write_text("A" * 43)
 
-    def make(name="one"):
+    def make(name="one", more=""):
         config = Path(directory) / f"{name}.toml"
         config.write_text(
-            f'[storage]\nbackend = "postgres"\npostgres = "{postgres.url}"\ndata = "{directory}/data-{name}"\n\n'
+            f'[storage]\nbackend = "postgres"\npostgres = "{postgres.url}"\ndata = "{directory}/data-{name}"\n{more}\n'
             '[[auth.keys]]\nkid = "k"\nalgorithm = "HS256"\nfile = "key"\n'
         )
         return make_server(config=config)
@@ -104,7 +104,7 @@ def test_of_two_servers_on_one_database_the_older_is_fenced(on_postgres, users):
     older = on_postgres("older").start()
     with Client(older, users[0]) as alice:
         assert alice.send(users[1], "before")["seq"] == 1
-        newer = on_postgres("newer").start()
+        newer = on_postgres("newer", "take_over = true\n").start()
         try:
             stored = alice.send(users[1], "to the older one")
         except (Refused, ConnectionClosed):
