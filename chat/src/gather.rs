@@ -51,6 +51,8 @@ pub(crate) struct Gather {
     summaries: Vec<(u64, ConversationId, Vec<u8>)>,
     truncated: bool,
     restarts: u32,
+    /// It was refused already, and only waits for what was asked for: its number must not be another's before.
+    given_up: bool,
 }
 
 impl Users {
@@ -70,6 +72,7 @@ impl Users {
             summaries: Vec::new(),
             truncated: false,
             restarts: 0,
+            given_up: false,
         });
         if remaining.is_some() { self.ask(key, fx) } else { self.read_memberships(key, fx) }
     }
@@ -155,22 +158,43 @@ impl Users {
         let Mail::Summary { summary, .. } = letter.mail else { unreachable!("matched by the caller") };
         let mut bytes = Vec::with_capacity(letter.payload.len() + 192);
         mail::write(&mut bytes, letter);
+        if self.is_over(key) {
+            return;
+        }
+        self.gathers[key].summaries.push((summary.time_ms, summary.conversation, bytes));
+        self.ask(key, fx);
+    }
+
+    /// One answer less is outstanding. Whether the list had been given up before it came.
+    fn is_over(&mut self, key: usize) -> bool {
         let gather = &mut self.gathers[key];
         gather.outstanding -= 1;
-        gather.summaries.push((summary.time_ms, summary.conversation, bytes));
-        self.ask(key, fx);
+        let (given_up, is_last) = (gather.given_up, gather.outstanding == 0);
+        if given_up && is_last {
+            self.gathers.remove(key);
+        }
+        given_up
     }
 
     pub(crate) fn summary_refused<E: Effects>(&mut self, request: Request, code: ErrorCode, fx: &mut E) {
         let Some(key) = self.gather_of(request) else { return };
-        self.gathers[key].outstanding -= 1;
+        if self.is_over(key) {
+            return;
+        }
         // No longer a member: left out. Anything else would make the list silently incomplete.
         if code == ErrorCode::NotFound { self.ask(key, fx) } else { self.give_up(key, code, fx) }
     }
 
     fn give_up<E: Effects>(&mut self, key: usize, code: ErrorCode, fx: &mut E) {
-        let gather = self.gathers.remove(key);
+        let gather = &mut self.gathers[key];
         refuse_session(gather.request, code, fx);
+        if gather.outstanding == 0 {
+            self.gathers.remove(key);
+        } else {
+            gather.given_up = true;
+            gather.remaining = Vec::new();
+            gather.summaries = Vec::new();
+        }
     }
 
     fn finish<E: Effects>(&mut self, key: usize, fx: &mut E) {

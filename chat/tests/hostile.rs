@@ -1,0 +1,278 @@
+//! What a hostile or unlucky client may not cause: one shard's rules, with storage and mail by hand.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use chat::{Chat, ChatConfig, ClientKey, Effects, Identity, Limits, Now, SessionKey};
+use shard_router::SlotMap;
+use storage_seam::{
+    AppendGroup, Class, Outcome, ReadError, Rows, Run, Space, StorageEvent, StorageRequest, StoreFacts,
+};
+use storage_seam::{Ticket, ViewRead};
+use wire::close::CloseCode;
+use wire::ids::{ChangeNumber, ClientMessageId, ConversationId, DeviceId, UserId};
+use wire::json::encode_server;
+use wire::mail::{self, Letter};
+use wire::protocol::{ClientFrame, Kind, Pull, PullRange, Send, ServerFrame, Target};
+
+const A: UserId = UserId(1);
+const B: UserId = UserId(2);
+const WALL_MS: u64 = 1_700_000_000_000;
+
+/// What the rules reach the world through.
+#[derive(Default)]
+struct Outside {
+    mail: VecDeque<Vec<u8>>,
+    /// Frames to each client.
+    frames: HashMap<u64, Vec<String>>,
+    /// Bytes that wait for a client that takes nothing; others have none.
+    stuck: HashMap<u64, usize>,
+    closed: Vec<(u64, CloseCode)>,
+    requests: Vec<StorageRequest>,
+    mail_bytes: usize,
+    mail_bytes_highest: usize,
+}
+
+impl Effects for Outside {
+    fn frame(&mut self, client: ClientKey, frame: &ServerFrame<'_>) -> usize {
+        let mut text = Vec::new();
+        encode_server(&mut text, frame);
+        let waiting = self.stuck.get_mut(&client.0).map_or(0, |waiting| {
+            *waiting += text.len();
+            *waiting
+        });
+        self.frames.entry(client.0).or_default().push(String::from_utf8(text).unwrap());
+        waiting
+    }
+
+    fn close(&mut self, client: ClientKey, code: CloseCode) {
+        self.closed.push((client.0, code));
+    }
+
+    fn post(&mut self, letter: &Letter<'_>) -> bool {
+        let mut bytes = Vec::new();
+        mail::write(&mut bytes, letter);
+        self.mail_bytes += bytes.len();
+        self.mail_bytes_highest = self.mail_bytes_highest.max(self.mail_bytes);
+        self.mail.push_back(bytes);
+        true
+    }
+
+    fn storage(&mut self, request: StorageRequest) {
+        self.requests.push(request);
+    }
+}
+
+struct World {
+    chat: Chat,
+    out: Outside,
+    now: Now,
+    views: BTreeMap<(Space, Vec<u8>), Vec<u8>>,
+    /// Storage takes groups and does not answer.
+    appends_wait: bool,
+    appends: Vec<AppendGroup>,
+    reads_wait: bool,
+    reads: Vec<(Ticket, ViewRead)>,
+    runs: Vec<(u64, Run)>,
+    checkpoints: u64,
+    ids: u64,
+}
+
+impl World {
+    fn new(limits: Limits) -> Self {
+        let slots = SlotMap::single_node(1, 1);
+        let tails = slots.slots_of_shard(0).map(|slot| (slot.number(), 0)).collect();
+        let facts = StoreFacts { generation: 9, epoch: 1, class: Class::D1 };
+        let mut world = Self {
+            chat: Chat::new(&ChatConfig { shard: 0, slots, facts, limits, seed: 7 }),
+            out: Outside::default(),
+            now: Now { monotonic_ms: 1_000, wall_ms: WALL_MS },
+            views: BTreeMap::new(),
+            appends_wait: false,
+            appends: Vec::new(),
+            reads_wait: false,
+            reads: Vec::new(),
+            runs: Vec::new(),
+            checkpoints: 0,
+            ids: 0,
+        };
+        world.chat.storage(world.now, StorageEvent::RecoveredAll { tails }, &mut world.out);
+        world.settle();
+        world
+    }
+
+    fn event(&mut self, event: StorageEvent) {
+        self.chat.storage(self.now, event, &mut self.out);
+    }
+
+    /// Turns until nothing more happens at this moment.
+    fn settle(&mut self) {
+        loop {
+            while let Some(bytes) = self.out.mail.pop_front() {
+                self.out.mail_bytes -= bytes.len();
+                let (letter, _) = mail::read(&bytes).unwrap();
+                self.chat.letter(self.now, &letter, &mut self.out);
+            }
+            self.chat.finish_turn(self.now, &mut self.out);
+            let requests = std::mem::take(&mut self.out.requests);
+            if requests.is_empty() && self.out.mail.is_empty() {
+                return;
+            }
+            for request in requests {
+                match request {
+                    StorageRequest::Append(group) if self.appends_wait => self.appends.push(group),
+                    StorageRequest::Append(group) => self.answer(group, Outcome::Committed),
+                    StorageRequest::Read(ticket, read) if self.reads_wait => self.reads.push((ticket, read)),
+                    StorageRequest::Read(ticket, read) => {
+                        let rows = self.look(&read);
+                        self.event(StorageEvent::Read(ticket, Ok(rows)));
+                    }
+                    StorageRequest::Run { checkpoint, run } => self.runs.push((checkpoint, run)),
+                    StorageRequest::Serving => {}
+                }
+            }
+        }
+    }
+
+    fn answer(&mut self, group: AppendGroup, outcome: Outcome) {
+        let outcomes = vec![outcome; group.parts.len()];
+        self.event(StorageEvent::Appended { group, outcomes });
+    }
+
+    fn look(&self, read: &ViewRead) -> Rows {
+        let mut rows = Rows::default();
+        match read {
+            ViewRead::Get { space, key } => {
+                if let Some(value) = self.views.get(&(*space, key.clone())) {
+                    rows.push(key, value);
+                }
+            }
+            ViewRead::Range { space, start, end, rows_max, bytes_max, reverse } => {
+                let range = self.views.range((*space, start.clone())..(*space, end.clone()));
+                let found: Box<dyn Iterator<Item = _>> = if *reverse { Box::new(range.rev()) } else { Box::new(range) };
+                let mut bytes = 0;
+                for ((_, key), value) in found {
+                    if rows.index.len() == *rows_max as usize || bytes >= *bytes_max as usize {
+                        rows.more = true;
+                        break;
+                    }
+                    bytes += value.len();
+                    rows.push(key, value);
+                }
+            }
+        }
+        rows
+    }
+
+    /// Everything committed goes into the views.
+    fn checkpoint(&mut self) {
+        self.checkpoints += 1;
+        self.event(StorageEvent::Freeze { checkpoint: self.checkpoints });
+        self.settle();
+        for (checkpoint, run) in std::mem::take(&mut self.runs) {
+            for &row in &run.rows {
+                let (key, value) = run.get(row);
+                self.views.insert((row.space, key.to_vec()), value.to_vec());
+            }
+            drop(run);
+            self.event(StorageEvent::CheckpointDone { checkpoint });
+        }
+        self.settle();
+    }
+
+    fn open(&mut self, client: u64, user: UserId, device: u32, after: Option<ChangeNumber>) -> SessionKey {
+        let who = Identity { user, device: DeviceId(device) };
+        let session = self.chat.open(ClientKey(client), who, after, None, &mut self.out);
+        self.settle();
+        session
+    }
+
+    fn frame(&mut self, session: SessionKey, frame: &ClientFrame<'_>) {
+        self.chat.frame(self.now, session, frame, &mut self.out);
+    }
+
+    /// Sends under the next id, which says when it was made.
+    fn send(&mut self, session: SessionKey, to: UserId, body: &str) -> ClientMessageId {
+        self.ids += 1;
+        let mut id = [0; 16];
+        id[..6].copy_from_slice(&self.now.wall_ms.to_be_bytes()[2..]);
+        id[6] = 0x70;
+        id[8] = 0x80;
+        id[12..].copy_from_slice(&(self.ids as u32).to_be_bytes());
+        self.send_as(session, ClientMessageId(id), to, body);
+        ClientMessageId(id)
+    }
+
+    fn send_as(&mut self, session: SessionKey, id: ClientMessageId, to: UserId, body: &str) {
+        let send = Send {
+            id: Some(id),
+            skip: None,
+            target: Target::To(to),
+            kind: Kind::Text,
+            body: body.into(),
+            reply_to: None,
+            target_seq: None,
+        };
+        self.frame(session, &ClientFrame::Send(send));
+    }
+
+    fn take(&mut self, client: u64) -> Vec<String> {
+        self.out.frames.remove(&client).unwrap_or_default()
+    }
+}
+
+fn pull(conversation: ConversationId, range: PullRange) -> ClientFrame<'static> {
+    ClientFrame::Pull(Pull { conversation, range, limit: Some(100), min_seq: None })
+}
+
+fn count(frames: &[String], what: &str) -> usize {
+    frames.iter().filter(|frame| frame.contains(what)).count()
+}
+
+/// A list is given up while owners of conversations still owe it summaries; the same session asks again.
+#[test]
+fn a_list_that_was_given_up_leaves_nothing_to_the_next_one() {
+    let mut world = World::new(Limits::default());
+    let a = world.open(1, A, 1, None);
+    let start = ChangeNumber { epoch: 1, counter: 0 };
+    for peer in 10..40 {
+        world.send(a, UserId(peer), "x");
+    }
+    world.settle();
+    world.take(1);
+    let changes = ClientFrame::Changes { after: start, limit: None };
+    world.frame(a, &changes);
+    // The first letter is the question, then come the summaries that are asked for.
+    let mut answers = Vec::new();
+    while let Some(bytes) = world.out.mail.pop_front() {
+        world.out.mail_bytes -= bytes.len();
+        let (letter, _) = mail::read(&bytes).unwrap();
+        if matches!(letter.mail, mail::Mail::Summary { .. }) {
+            answers.push(bytes.clone());
+            continue;
+        }
+        world.chat.letter(world.now, &letter, &mut world.out);
+    }
+    assert_eq!(answers.len(), 30);
+    // One owner could not say; the others' answers come after the client asked once more.
+    let (Letter { mail: mail::Mail::Summary { request, .. }, .. }, _) = mail::read(&answers[0]).unwrap() else {
+        panic!("a summary")
+    };
+    let code = wire::protocol::ErrorCode::Overloaded;
+    let refused = mail::Mail::Refused { request, conversation: None, id: None, code, after_ms: 0, fence: 0 };
+    let letter = Letter { to: mail::Address::User(A), mail: refused, payload: &[] };
+    world.chat.letter(world.now, &letter, &mut world.out);
+    world.frame(a, &changes);
+    let again: Vec<_> = world.out.mail.drain(..).collect();
+    for bytes in again.iter().chain(&answers[..29]) {
+        let (letter, _) = mail::read(bytes).unwrap();
+        world.chat.letter(world.now, &letter, &mut world.out);
+    }
+    world.settle();
+    let frames = world.take(1);
+    assert_eq!(count(&frames, "overloaded"), 1);
+    let list: Vec<_> = frames.iter().filter(|frame| frame.contains(r#""type":"changes""#)).collect();
+    assert_eq!(list.len(), 1);
+    for peer in 10..40 {
+        assert_eq!(list[0].matches(&format!(r#""dm.1.{peer}","head""#)).count(), 1, "{}", list[0]);
+    }
+}
