@@ -53,12 +53,24 @@ impl Owner {
             return refuse(fx, request, Some(id), None, ErrorCode::BadCursor, 0);
         }
         let countable = if read > member.read { state.countable_at(read) } else { Some(0) };
+        let countable = countable.or_else(|| self.countable_of_recent(id, read));
         match countable {
             Some(countable) => self.take_mark(now, request, id, (delivered, read, countable), fx),
             None => {
                 self.read_history(id, (read, read), Reading::Mark { request, conversation: id, delivered, read }, fx);
             }
         }
+    }
+
+    /// Countable messages up to `seq`, if the views may still lack that message.
+    fn countable_of_recent(&mut self, id: ConversationId, seq: u64) -> Option<u64> {
+        let overlay = &self.overlay;
+        let slot = self.slots[slot_of(id)].as_mut().expect("owned");
+        let entry = slot.conversations.get_mut(&id).expect("marks run in memory");
+        entry.trim_recent(overlay);
+        let nth = seq.checked_sub(entry.recent_first)?;
+        let row = overlay.get(*entry.recent.get(nth as usize)?).expect("recent rows are held");
+        Some(Record::read(row).expect("written by this shard").countable)
     }
 
     fn take_mark<E: Effects>(

@@ -276,3 +276,22 @@ fn a_list_that_was_given_up_leaves_nothing_to_the_next_one() {
         assert_eq!(list[0].matches(&format!(r#""dm.1.{peer}","head""#)).count(), 1, "{}", list[0]);
     }
 }
+
+/// A mark far below the head, while the message it names is not yet in the views.
+#[test]
+fn a_mark_below_a_burst_that_no_checkpoint_has_covered() {
+    let mut world = World::new(Limits::default());
+    let (a, b) = (world.open(1, A, 1, None), world.open(2, B, 1, None));
+    for _ in 0..100 {
+        world.send(a, B, "x");
+    }
+    world.settle();
+    world.take(2);
+    let conversation = ConversationId::direct(A, B);
+    world.frame(b, &ClientFrame::Mark { conversation, delivered: None, read: Some(10) });
+    world.settle();
+    assert_eq!(count(&world.take(2), "error"), 0);
+    world.frame(b, &ClientFrame::Changes { after: ChangeNumber { epoch: 1, counter: 0 }, limit: None });
+    world.settle();
+    assert_eq!(count(&world.take(2), r#""unread":90"#), 1);
+}
