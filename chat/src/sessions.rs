@@ -82,8 +82,8 @@ struct Unacknowledged {
 #[derive(Debug, Default)]
 struct Trouble {
     lagging: bool,
-    /// Conversations that it lags behind: the head it was told, and the head there is.
-    behind: Vec<(ConversationId, u64, u64)>,
+    /// Conversations that it lags behind: the highest head, and whether it missed more since it was told.
+    behind: Vec<(ConversationId, u64, bool)>,
     sends: Vec<HeldBack>,
 }
 
@@ -465,21 +465,34 @@ impl Sessions {
                 let stored = Stored { id, conversation, seq, generation, time_ms, class, dup };
                 fx.frame(client, &ServerFrame::Stored(stored));
             }
+            Mail::Tick { conversation, .. } | Mail::MarkMoved { conversation, .. } if self.is_lagging(key) => {
+                self.fall_behind(key, conversation, 0, fx);
+            }
+            Mail::Dirty { conversation, head, .. } if self.is_lagging(key) => {
+                self.fall_behind(key, conversation, head, fx);
+            }
+            // Nobody misses a signal.
+            Mail::Signal { .. } if self.is_lagging(key) => {}
             Mail::Tick { conversation, delivered_all, read_all, change, .. } => {
-                fx.frame(client, &ServerFrame::Tick { conversation, delivered_all, read_all, change });
+                let tick = ServerFrame::Tick { conversation, delivered_all, read_all, change };
+                let queued = fx.frame(client, &tick);
+                self.pushed(key, queued);
             }
             Mail::MarkMoved { conversation, delivered, read, change, .. } => {
                 let mark = |seq: u64| (seq > 0).then_some(seq);
                 let (delivered, read) = (mark(delivered), mark(read));
-                fx.frame(client, &ServerFrame::Mark { conversation, delivered, read, change });
+                let queued = fx.frame(client, &ServerFrame::Mark { conversation, delivered, read, change });
+                self.pushed(key, queued);
             }
             Mail::Signal { from, conversation, name_bytes, .. } => {
                 let (name, body) = letter.payload.split_at(name_bytes as usize);
                 let (name, body) = (text(name), text(body));
-                fx.frame(client, &ServerFrame::Signal { conversation, from, name, body });
+                let queued = fx.frame(client, &ServerFrame::Signal { conversation, from, name, body });
+                self.pushed(key, queued);
             }
             Mail::Dirty { conversation, head, .. } => {
-                fx.frame(client, &ServerFrame::Lagging { conversation, head });
+                let queued = fx.frame(client, &ServerFrame::Lagging { conversation, head });
+                self.pushed(key, queued);
             }
             Mail::Page { request, conversation, head, first_seq, more } => {
                 let own = request.user;
@@ -520,11 +533,11 @@ impl Sessions {
         body: &[u8],
         fx: &mut E,
     ) {
-        let session = &mut self.slab[key.0 as usize];
         let (conversation, seq) = (message.conversation, message.seq);
-        if session.trouble.as_ref().is_some_and(|trouble| trouble.lagging) {
+        if self.is_lagging(key) {
             return self.fall_behind(key, conversation, seq, fx);
         }
+        let session = &mut self.slab[key.0 as usize];
         session.n += 1;
         let lent = session.unacknowledged.get_or_insert_with(|| self.spare.pop().unwrap_or_default());
         lent.messages.push_back((conversation, seq));
@@ -544,21 +557,37 @@ impl Sessions {
         let frame = ServerFrame::Message(Message { conversation, item, change, n: session.n });
         let queued = fx.frame(session.client, &frame);
         self.counters.delivered += 1;
-        if queued > self.limits.outbound_bytes_max as usize || unacknowledged > self.limits.unacknowledged_max as usize
-        {
-            session.trouble.get_or_insert_default().lagging = true;
-            self.counters.lagging += 1;
+        if unacknowledged > self.limits.unacknowledged_max as usize {
+            self.begin_to_lag(key);
+        } else {
+            self.pushed(key, queued);
         }
+    }
+
+    fn is_lagging(&self, key: SessionKey) -> bool {
+        self.slab[key.0 as usize].trouble.as_ref().is_some_and(|trouble| trouble.lagging)
+    }
+
+    /// Something that the client did not ask for was queued for it, whatever it was.
+    fn pushed(&mut self, key: SessionKey, queued: usize) {
+        if queued > self.limits.outbound_bytes_max as usize {
+            self.begin_to_lag(key);
+        }
+    }
+
+    fn begin_to_lag(&mut self, key: SessionKey) {
+        self.slab[key.0 as usize].trouble.get_or_insert_default().lagging = true;
+        self.counters.lagging += 1;
     }
 
     fn fall_behind<E: Effects>(&mut self, key: SessionKey, conversation: ConversationId, head: u64, fx: &mut E) {
         let session = &mut self.slab[key.0 as usize];
         let behind = &mut session.trouble.as_mut().expect("checked by the caller").behind;
         if let Some(known) = behind.iter_mut().find(|known| known.0 == conversation) {
-            known.2 = head;
+            (known.1, known.2) = (known.1.max(head), true);
             return;
         }
-        behind.push((conversation, head, head));
+        behind.push((conversation, head, false));
         fx.frame(session.client, &ServerFrame::Lagging { conversation, head });
         if behind.len() > self.limits.tracked_per_session_max as usize {
             self.counters.too_slow += 1;
@@ -574,8 +603,8 @@ impl Sessions {
         // It reads but does not acknowledge; what it was not sent it pulls.
         session.unacknowledged.take_if(|lent| lent.messages.len() > half);
         trouble.lagging = false;
-        for (conversation, told, head) in std::mem::take(&mut trouble.behind) {
-            if head > told {
+        for (conversation, head, missed_more) in std::mem::take(&mut trouble.behind) {
+            if missed_more {
                 fx.frame(session.client, &ServerFrame::Lagging { conversation, head });
             }
         }

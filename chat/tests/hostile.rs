@@ -295,3 +295,20 @@ fn a_mark_below_a_burst_that_no_checkpoint_has_covered() {
     world.settle();
     assert_eq!(count(&world.take(2), r#""unread":90"#), 1);
 }
+
+/// Whoever takes nothing holds little, whatever others push.
+#[test]
+fn nothing_that_others_push_grows_what_waits_for_a_slow_client() {
+    let mut world = World::new(Limits::default());
+    let (a, _) = (world.open(1, A, 1, None), world.open(2, B, 1, None));
+    let conversation = ConversationId::direct(A, B);
+    world.send(a, B, "x");
+    world.settle();
+    world.out.stuck.insert(2, 0);
+    let body = "x".repeat(60_000);
+    for _ in 0..100 {
+        world.frame(a, &ClientFrame::Signal { conversation, name: "typing".into(), body: body.as_str().into() });
+        world.settle();
+    }
+    assert!(world.out.stuck[&2] < 400_000, "{} bytes wait", world.out.stuck[&2]);
+}
