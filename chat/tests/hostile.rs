@@ -312,3 +312,43 @@ fn nothing_that_others_push_grows_what_waits_for_a_slow_client() {
     }
     assert!(world.out.stuck[&2] < 400_000, "{} bytes wait", world.out.stuck[&2]);
 }
+
+/// P5: an old failure that is told late does not let pass what follows a newer one.
+#[test]
+fn a_late_answer_does_not_open_the_fence_of_a_newer_failure() {
+    let limits = Limits { pending_per_conversation_max: 1, ..Limits::default() };
+    let mut world = World::new(limits);
+    let (a, _) = (world.open(1, A, 1, None), world.open(2, B, 1, None));
+    world.send(a, B, "first");
+    world.settle();
+    world.appends_wait = true;
+    world.take(1);
+    // In flight, and told to be unknown only later.
+    world.send(a, B, "second");
+    world.settle();
+    let third = world.send(a, B, "third");
+    world.settle();
+    assert_eq!(count(&world.take(1), "overloaded"), 1);
+    // It comes again and fails again; what follows it is on its way already when the stall is told.
+    world.send_as(a, third, B, "third");
+    let fourth = world.send(a, B, "fourth");
+    for _ in 0..2 {
+        let bytes = world.out.mail.pop_front().unwrap();
+        world.out.mail_bytes -= bytes.len();
+        let (letter, _) = mail::read(&bytes).unwrap();
+        world.chat.letter(world.now, &letter, &mut world.out);
+    }
+    let bytes = world.out.mail.pop_front().unwrap();
+    world.out.mail_bytes -= bytes.len();
+    let (letter, _) = mail::read(&bytes).unwrap();
+    world.chat.letter(world.now, &letter, &mut world.out);
+    world.now.monotonic_ms += 2_000;
+    world.chat.finish_turn(world.now, &mut world.out);
+    world.appends_wait = false;
+    let group = world.appends.pop().unwrap();
+    world.answer(group, Outcome::Committed);
+    world.settle();
+    let frames = world.take(1);
+    let stored = |id: ClientMessageId| frames.iter().any(|f| f.contains("stored") && f.contains(&id.to_string()));
+    assert!(!stored(fourth), "{frames:?}");
+}
