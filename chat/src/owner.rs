@@ -456,7 +456,9 @@ impl Owner {
                 self.parked_bytes -= parked.bytes.len();
                 self.counters.read_errors += 1;
                 let letter = own_letter(&parked.bytes);
-                if let Mail::Send(send) = &letter.mail {
+                if let Mail::Send(send) = &letter.mail
+                    && code.retryable()
+                {
                     self.hold_back(send.request.session, id, send.fence);
                 }
                 self.refuse_letter(&letter, code, 1_000, fx);

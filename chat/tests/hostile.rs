@@ -352,3 +352,25 @@ fn a_late_answer_does_not_open_the_fence_of_a_newer_failure() {
     let stored = |id: ClientMessageId| frames.iter().any(|f| f.contains("stored") && f.contains(&id.to_string()));
     assert!(!stored(fourth), "{frames:?}");
 }
+
+/// Whose id cannot be looked up because the row is damaged is refused for good; later sends are not.
+#[test]
+fn a_send_refused_for_good_holds_nothing_back() {
+    let mut world = World::new(Limits::default());
+    let (a, _) = (world.open(1, A, 1, None), world.open(2, B, 1, None));
+    world.send(a, B, "first");
+    world.settle();
+    world.take(1);
+    world.reads_wait = true;
+    // An id without a time is always looked up.
+    world.send_as(a, ClientMessageId([1; 16]), B, "second");
+    world.settle();
+    let (ticket, _) = world.reads.pop().unwrap();
+    world.event(StorageEvent::Read(ticket, Err(ReadError::Damaged("a row".to_owned()))));
+    world.settle();
+    world.reads_wait = false;
+    assert_eq!(count(&world.take(1), "damaged"), 1);
+    world.send(a, B, "third");
+    world.settle();
+    assert_eq!(count(&world.take(1), "stored"), 1);
+}
