@@ -265,6 +265,9 @@ pub fn resume<D: Disk>(
     for name in &scan.leftovers {
         disk.remove(name).map_err(|error| OpenError::Disk { file: name.clone(), error })?;
     }
+    // A spare may have its name from a process that died before the name was durable. Written to before that,
+    // it could come back as the segment that it was, with another's header.
+    disk.sync_directory().map_err(|error| SyncFailed { file: "the journal directory".into(), error })?;
     let mut segments: VecDeque<u32> = scan.segments.into();
     segments.pop_back();
     let found = Resume {

@@ -302,3 +302,24 @@ fn a_lost_write_that_uncovers_an_older_batch_is_seen_by_the_chain() {
     }
     assert!(tried > 10, "only {tried} refused batches were whole");
 }
+
+/// A segment becomes a spare, the process dies before that name is durable, the next one uses the spare, and
+/// the machine loses power: the old name must not come back with the new header.
+#[test]
+fn a_spare_is_not_written_to_before_its_name_is_durable() {
+    for (seed, dies_after) in (0..10).flat_map(|seed| (0..40).map(move |operations| (seed, operations))) {
+        let mut disk = filled(seed);
+        let mut journal = open(&mut disk).expect("opens").journal;
+        let frozen = journal.freeze();
+        assert_eq!(journal.record_checkpoint(&mut disk, 1, &frozen), Ok(None));
+        // The segment is opened, measured and renamed; then the directory can not be synced any more.
+        disk.faults.dies_after = Some(3);
+        journal.remove_covered(&mut disk).expect_err("the machine is dead");
+        disk.kill();
+        disk.faults.dies_after = Some(dies_after);
+        let _ = open(&mut disk);
+        disk.power_cut();
+        let opened = open(&mut disk).unwrap_or_else(|error| panic!("seed {seed}, {dies_after}: {error}"));
+        assert_eq!(opened.journal.next_lsn(11), 1);
+    }
+}
