@@ -8,11 +8,11 @@
 
 use crate::table::NONE;
 
-/// A queue or buffer with more room than this is not kept for others: one large page must not make
-/// every later small frame cold.
-const KEPT_BYTES_MAX: usize = 16 * 1024;
-/// Buffers kept for reuse.
-const BUFFERS_KEPT_MAX: usize = 4_096;
+/// A buffer with more room than this is not kept for others: one large page must not make every later
+/// small frame cold.
+const BUFFER_BYTES_MAX: usize = 16 * 1024;
+/// Room that is kept for reuse, in all buffers together: after a storm of `open`s nothing else stays.
+const KEPT_BYTES_MAX: usize = 1024 * 1024;
 
 /// One connection's queue.
 #[derive(Debug, Default)]
@@ -38,21 +38,25 @@ pub(crate) struct Outbound {
     queues: Vec<Queue>,
     free: u32,
     buffers: Vec<Vec<u8>>,
+    kept_bytes: usize,
 }
 
 impl Outbound {
     pub(crate) fn new() -> Self {
-        Self { queues: Vec::new(), free: NONE, buffers: Vec::new() }
+        Self { queues: Vec::new(), free: NONE, buffers: Vec::new(), kept_bytes: 0 }
     }
 
     /// Lends an empty queue.
     pub(crate) fn lend(&mut self) -> u32 {
+        let waiting = self.empty_buffer();
         if self.free == NONE {
-            self.queues.push(Queue { next_free: NONE, ..Queue::default() });
+            self.queues.push(Queue { waiting, next_free: NONE, ..Queue::default() });
             return self.queues.len() as u32 - 1;
         }
         let index = self.free;
-        self.free = self.queues[index as usize].next_free;
+        let queue = &mut self.queues[index as usize];
+        queue.waiting = waiting;
+        self.free = queue.next_free;
         index
     }
 
@@ -60,10 +64,10 @@ impl Outbound {
     pub(crate) fn give_back(&mut self, index: u32) {
         let queue = &mut self.queues[index as usize];
         queue.in_flight = 0;
-        queue.waiting.clear();
-        queue.waiting.shrink_to(KEPT_BYTES_MAX);
         queue.next_free = self.free;
         self.free = index;
+        let waiting = std::mem::take(&mut queue.waiting);
+        self.reuse(waiting);
     }
 
     pub(crate) fn get(&mut self, index: u32) -> &mut Queue {
@@ -72,24 +76,32 @@ impl Outbound {
 
     /// Takes all that waits in a queue, to be sent, and leaves it room of the same kind.
     pub(crate) fn take_waiting(&mut self, index: u32) -> Vec<u8> {
-        let empty = self.buffers.pop().unwrap_or_default();
+        let empty = self.empty_buffer();
         let queue = &mut self.queues[index as usize];
         assert_eq!(queue.in_flight, 0, "one send per connection is outstanding");
         queue.in_flight = queue.waiting.len() as u32;
         std::mem::replace(&mut queue.waiting, empty)
     }
 
-    /// Keeps a buffer that was sent, for the next.
+    /// Keeps a buffer that is done with, for the next.
     pub(crate) fn reuse(&mut self, mut buffer: Vec<u8>) {
-        if buffer.capacity() <= KEPT_BYTES_MAX && self.buffers.len() < BUFFERS_KEPT_MAX {
+        let room = buffer.capacity();
+        if (1..=BUFFER_BYTES_MAX).contains(&room) && self.kept_bytes + room <= KEPT_BYTES_MAX {
             buffer.clear();
+            self.kept_bytes += room;
             self.buffers.push(buffer);
         }
     }
 
+    fn empty_buffer(&mut self) -> Vec<u8> {
+        let buffer = self.buffers.pop().unwrap_or_default();
+        self.kept_bytes -= buffer.capacity();
+        buffer
+    }
+
     /// Bytes of memory held.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.queues.iter().map(|queue| size_of::<Queue>() + queue.waiting.capacity()).sum::<usize>()
-            + self.buffers.iter().map(Vec::capacity).sum::<usize>()
+        let waiting: usize = self.queues.iter().map(|queue| queue.waiting.capacity()).sum();
+        self.queues.capacity() * size_of::<Queue>() + waiting + self.kept_bytes
     }
 }
