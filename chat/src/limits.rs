@@ -17,6 +17,8 @@ pub struct Limits {
     pub parked_bytes_max: u32,
     /// Reads of history under way; one more is `overloaded`. Scans are shed before sends.
     pub pulls_max: u32,
+    /// Pages and lists that one session may have asked for and not been given; one more is `overloaded`.
+    pub reads_per_session_max: u16,
     /// Bytes of records in one page; the page ends there and says that there is more.
     pub page_bytes_max: u32,
     /// Conversations kept in memory; above it those that are idle and checkpointed are let go.
@@ -53,6 +55,7 @@ impl Default for Limits {
             pending_bytes_max: 32 << 20,
             parked_bytes_max: 32 << 20,
             pulls_max: 1_024,
+            reads_per_session_max: 128,
             page_bytes_max: 64 << 10,
             conversations_max: 500_000,
             idle_users_max: 500_000,

@@ -47,6 +47,8 @@ pub(crate) enum Asked {
 /// Lists of unacknowledged messages kept for the next session that needs one.
 const SPARE_MAX: usize = 4_096;
 const ASKED_BITS: u32 = 3 << 29;
+/// In a request's number: its answer is a page or a list, many times as large as what asks for it.
+const READ_BIT: u32 = 1 << 28;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -64,6 +66,8 @@ struct Session {
     /// Numbers its requests.
     number: u32,
     phase: Phase,
+    /// Pages and lists that it waits for.
+    reads: u16,
     /// Messages pushed on this connection.
     n: u64,
     /// Messages pushed and not acknowledged, the oldest first; the last has the number `n`.
@@ -141,6 +145,7 @@ impl Sessions {
             generation: self.generation,
             number: 0,
             phase,
+            reads: 0,
             n: 0,
             unacknowledged: None,
             trouble: None,
@@ -184,7 +189,7 @@ impl Sessions {
 
     fn request(&mut self, key: SessionKey, asked: Asked) -> Request {
         let session = &mut self.slab[key.0 as usize];
-        session.number = session.number.wrapping_add(1) & !(ASKED_BITS | crate::users::GATHER_BIT);
+        session.number = session.number.wrapping_add(1) & !(ASKED_BITS | READ_BIT | crate::users::GATHER_BIT);
         Request {
             session: SessionAddress { shard: self.shard, index: key.0, generation: session.generation },
             user: session.user,
@@ -208,20 +213,20 @@ impl Sessions {
             }
             ClientFrame::Pull(pull) => self.pull(key, pull, fx),
             ClientFrame::Changes { after, limit } => {
-                let request = self.request(key, Asked::Changes);
+                let Some(request) = self.read_request(key, Asked::Changes, None, fx) else { return };
                 let mail = Mail::Changes { request, after: *after, limit: limit.unwrap_or(100) };
-                self.ask(key, Address::User(request.user), mail, &[], fx);
+                self.ask_to_read(key, mail, fx);
             }
             ClientFrame::Signal { conversation, name, body } => self.signal(key, *conversation, name, body, fx),
             ClientFrame::Skip { conversation, id } => self.skip(key, *conversation, *id),
             ClientFrame::Conversations { limit, cursor } => {
-                let request = self.request(key, Asked::List);
                 let skip = cursor.as_deref().map_or(Ok(0), str::parse);
                 let Ok(skip) = skip else {
                     return self.error(key, None, None, ErrorCode::BadRequest, 0, fx);
                 };
+                let Some(request) = self.read_request(key, Asked::List, None, fx) else { return };
                 let mail = Mail::List { request, skip, limit: limit.unwrap_or(20).clamp(1, 100) };
-                self.ask(key, Address::User(request.user), mail, &[], fx);
+                self.ask_to_read(key, mail, fx);
             }
             ClientFrame::Open(_) | ClientFrame::Auth { .. } => {
                 self.error(key, None, None, ErrorCode::AlreadyOpen, 0, fx);
@@ -409,11 +414,10 @@ impl Sessions {
     }
 
     fn pull<E: Effects>(&mut self, key: SessionKey, pull: &Pull, fx: &mut E) {
-        let asked = Asked::Other;
-        let request = self.request(key, asked);
-        if !is_party(pull.conversation, request.user) {
+        if !is_party(pull.conversation, self.slab[key.0 as usize].user) {
             return self.error(key, None, Some(pull.conversation), ErrorCode::NotFound, 0, fx);
         }
+        let Some(request) = self.read_request(key, Asked::Other, Some(pull.conversation), fx) else { return };
         let (ascending, from) = match pull.range {
             PullRange::After(seq) => (true, seq),
             // Nothing lies below the first message.
@@ -428,7 +432,33 @@ impl Sessions {
             limit: pull.limit.unwrap_or(50).clamp(1, 100),
             min_seq: pull.min_seq.unwrap_or(0),
         };
-        self.ask(key, Address::User(request.user), mail, &[], fx);
+        self.ask_to_read(key, mail, fx);
+    }
+
+    /// Begins a request whose answer is large; `None`: too many are under way, and the client has been told.
+    fn read_request<E: Effects>(
+        &mut self,
+        key: SessionKey,
+        asked: Asked,
+        conversation: Option<ConversationId>,
+        fx: &mut E,
+    ) -> Option<Request> {
+        let session = &mut self.slab[key.0 as usize];
+        if session.reads >= self.limits.reads_per_session_max {
+            self.counters.pulls_refused += 1;
+            self.error(key, None, conversation, ErrorCode::Overloaded, 1_000, fx);
+            return None;
+        }
+        session.reads += 1;
+        let request = self.request(key, asked);
+        Some(Request { number: request.number | READ_BIT, ..request })
+    }
+
+    fn ask_to_read<E: Effects>(&mut self, key: SessionKey, mail: Mail, fx: &mut E) {
+        let user = self.slab[key.0 as usize].user;
+        if !self.ask(key, Address::User(user), mail, &[], fx) {
+            self.slab[key.0 as usize].reads -= 1;
+        }
     }
 
     fn signal<E: Effects>(
@@ -458,6 +488,11 @@ impl Sessions {
             return;
         }
         let client = self.slab[address.index as usize].client;
+        if let Mail::Page { request, .. } | Mail::Listed { request, .. } | Mail::Refused { request, .. } = letter.mail
+            && request.number & READ_BIT != 0
+        {
+            self.slab[address.index as usize].reads -= 1;
+        }
         match letter.mail {
             Mail::Message { message, change, .. } => self.push(key, &message, change, letter.payload, fx),
             Mail::Stored { conversation, id, seq, time_ms, dup, .. } => {

@@ -374,3 +374,63 @@ fn a_send_refused_for_good_holds_nothing_back() {
     world.settle();
     assert_eq!(count(&world.take(1), "stored"), 1);
 }
+
+/// Pages are a thousand times what asks for them.
+#[test]
+fn one_client_cannot_have_more_pages_on_their_way_than_a_few() {
+    let mut world = World::new(Limits::default());
+    let a = world.open(1, A, 1, None);
+    let conversation = ConversationId::direct(A, B);
+    for _ in 0..10 {
+        world.send(a, B, &"x".repeat(60_000));
+    }
+    world.settle();
+    world.out.mail_bytes_highest = 0;
+    for _ in 0..1_000 {
+        world.frame(a, &pull(conversation, PullRange::After(0)));
+    }
+    world.settle();
+    assert!(world.out.mail_bytes_highest < 20_000_000, "{} bytes of mail", world.out.mail_bytes_highest);
+    let frames = world.take(1);
+    assert_eq!(count(&frames, r#""type":"page""#) + count(&frames, "overloaded"), 1_000);
+    // Afterwards it may ask again.
+    world.frame(a, &pull(conversation, PullRange::After(0)));
+    world.settle();
+    assert_eq!(count(&world.take(1), r#""type":"page""#), 1);
+}
+
+/// Downwards a page ends where it is full, and what was in memory then costs no more than a page.
+#[test]
+fn pages_downwards_are_whole_whatever_is_in_memory() {
+    let mut world = World::new(Limits::default());
+    let a = world.open(1, A, 1, None);
+    let conversation = ConversationId::direct(A, B);
+    for n in 1..=20_usize {
+        world.send(a, B, &"x".repeat(1_000 * n));
+        world.settle();
+        if n == 10 {
+            world.checkpoint();
+        }
+    }
+    for upwards in [true, false] {
+        let (mut seen, mut cursor) = (Vec::new(), None);
+        loop {
+            world.take(1);
+            let range = if upwards { PullRange::After(cursor.unwrap_or(0)) } else { PullRange::Before(cursor) };
+            world.frame(a, &pull(conversation, range));
+            world.settle();
+            let page = world.take(1).remove(0);
+            assert!(page.len() < 80_000);
+            let seqs = page.split(r#"{"seq":"#).skip(1);
+            seen.extend(seqs.map(|rest| rest.split(',').next().unwrap().parse::<u64>().unwrap()));
+            cursor = seen.last().copied();
+            if !page.contains(r#""more":true"#) {
+                break;
+            }
+        }
+        if !upwards {
+            seen.reverse();
+        }
+        assert_eq!(seen, (1..=20).collect::<Vec<_>>());
+    }
+}
