@@ -28,7 +28,7 @@ pub(crate) struct Pull {
 /// What a read of the history view is for.
 #[derive(Debug)]
 pub(crate) enum Reading {
-    /// The stored part of a page, and the part that was in the overlay when it was asked for.
+    /// The stored part of a page, and, in its order, the part that was in the overlay when it was asked for.
     Page { pull: Pull, lowest: u64, highest: u64, stored_highest: u64, recent: Vec<u8> },
     /// The message at a read mark, for the number of countable messages up to it.
     Mark { request: Request, conversation: ConversationId, delivered: u64, read: u64 },
@@ -156,14 +156,15 @@ impl Owner {
         };
         let stored_highest = highest.min(entry.recent_first - 1);
         let mut recent = Vec::new();
-        for seq in lowest.max(entry.recent_first)..=highest {
+        let mut add = |seq: u64| {
             let place = entry.recent[(seq - entry.recent_first) as usize];
             write_prefixed(&mut recent, overlay.get(place).expect("recent rows are held"));
-            if pull.ascending && recent.len() > bytes_max {
-                break;
-            }
-        }
-        if lowest > stored_highest || lowest > highest {
+            recent.len() <= bytes_max
+        };
+        let mut in_memory = lowest.max(entry.recent_first)..=highest;
+        let fits = if pull.ascending { in_memory.all(&mut add) } else { in_memory.rev().all(&mut add) };
+        // Downwards, what is in memory comes first and may be a page by itself.
+        if lowest > stored_highest || lowest > highest || (!pull.ascending && !fits) {
             return self.answer_page(pull, &Rows::default(), &recent, (lowest, highest), fx);
         }
         if self.pulls >= self.limits.pulls_max {
@@ -262,8 +263,7 @@ impl Owner {
         if pull.ascending {
             let _ = stored.chain(prefixed(recent)).all(&mut add);
         } else {
-            let recent: Vec<&[u8]> = prefixed(recent).collect();
-            let _ = recent.into_iter().rev().chain(stored.rev()).all(&mut add);
+            let _ = prefixed(recent).chain(stored.rev()).all(&mut add);
         }
         let more = match last {
             Some(last) if pull.ascending => last < head,
