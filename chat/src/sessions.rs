@@ -265,7 +265,9 @@ impl Sessions {
             None
         };
         if let Some(code) = refused {
-            return self.error(key, send.id, Some(conversation), code, 0, fx);
+            // Of these only a reserved kind is a bad request: what the decoder finds comes with its own path.
+            let path = (code == ErrorCode::BadRequest).then_some("$.kind");
+            return self.error_at(key, send.id, Some(conversation), code, 0, path, fx);
         }
         let id = send.id.unwrap_or_else(|| self.new_id(now));
         let Some(fence) = self.fence(key, conversation, id, send.skip) else {
@@ -700,6 +702,20 @@ impl Sessions {
         after_ms: u32,
         fx: &mut E,
     ) {
+        self.error_at(key, id, conversation, code, after_ms, None, fx);
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the fields of one frame, and whom it goes to")]
+    fn error_at<E: Effects>(
+        &mut self,
+        key: SessionKey,
+        id: Option<ClientMessageId>,
+        conversation: Option<ConversationId>,
+        code: ErrorCode,
+        after_ms: u32,
+        path: Option<&'static str>,
+        fx: &mut E,
+    ) {
         let client = self.slab[key.0 as usize].client;
         let error = ErrorFrame {
             id,
@@ -707,7 +723,7 @@ impl Sessions {
             code,
             message: Cow::Borrowed(code.meaning()),
             after_ms: code.retryable().then_some(after_ms),
-            path: None,
+            path: path.map(Cow::Borrowed),
         };
         fx.frame(client, &ServerFrame::Error(error));
     }
