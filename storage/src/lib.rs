@@ -2,6 +2,7 @@
 
 pub use storage_seam as seam;
 
+mod checked;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod counters;

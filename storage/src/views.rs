@@ -33,6 +33,7 @@ use fjall::{AbstractTree, CompressionType, Database, Guard, Keyspace, KeyspaceCr
 
 pub use mark::VIEWS_FORMAT;
 
+use crate::checked::{name_of, seal, value_of};
 use crate::seam::{ReadError, Rows, Run, Space, ViewRead};
 use crate::taken::Taken;
 use mark::Mark;
@@ -44,11 +45,13 @@ const DEDUP_DAYS: u32 = 8;
 /// not make the server forget the ids that it promised to know.
 const DEDUP_DAYS_KEPT: usize = 9;
 
+/// How long a read waits for a store that is being reopened.
+const REOPENING_MAX: Duration = Duration::from_secs(1);
+
 const ROWS_DIR: &str = "rows";
 /// fjall takes a directory without this file for a new one. Ours must not be new when a mark exists.
 const FJALL_MARKER: &str = "version";
 const DEDUP_PREFIX: &str = "dedup-";
-const CRC_BYTES: usize = 4;
 
 /// How the views are opened and how much they may take.
 #[derive(Debug, Clone)]
@@ -167,7 +170,7 @@ impl Views {
 
     /// Answers a question from what has been ingested.
     pub fn read(&self, question: &ViewRead) -> Result<Rows, ReadError> {
-        let engine = self.current().ok_or_else(|| ReadError::Unavailable("the views are being reopened".to_owned()))?;
+        let engine = self.current_soon().ok_or_else(|| ReadError::Unavailable("they are closed".to_owned()))?;
         // fjall asserts what it believes about its files. A damaged one must cost this read, not the node.
         catch_unwind(AssertUnwindSafe(|| match question {
             ViewRead::Get { space, key } => engine.get(*space, key),
@@ -298,6 +301,18 @@ impl Views {
 
     fn current(&self) -> Option<Arc<Engine>> {
         self.engine.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// [`Views::current`], after a reopening that is under way.
+    fn current_soon(&self) -> Option<Arc<Engine>> {
+        let started = Instant::now();
+        loop {
+            let engine = self.current();
+            if engine.is_some() || started.elapsed() > REOPENING_MAX {
+                return engine;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {
@@ -492,8 +507,7 @@ fn write_run<'a>(keyspace: &Keyspace, rows: impl Iterator<Item = (&'a [u8], &'a 
         let mut stored = Vec::new();
         for (key, value) in rows {
             stored.clear();
-            stored.extend_from_slice(value);
-            stored.extend_from_slice(&checksum(key, value).to_le_bytes());
+            seal(key, value, &mut stored);
             ingestion.write(key, stored.as_slice())?;
         }
         ingestion.finish()
@@ -501,22 +515,6 @@ fn write_run<'a>(keyspace: &Keyspace, rows: impl Iterator<Item = (&'a [u8], &'a 
     catch_unwind(AssertUnwindSafe(write))
         .map_err(|panic| ViewsError::Unavailable(panic_text(&*panic)))?
         .map_err(ViewsError::from_fjall)
-}
-
-fn checksum(key: &[u8], value: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(key);
-    hasher.update(value);
-    hasher.finalize()
-}
-
-/// The value inside what is stored under `key`, if its checksum says that it is that.
-fn value_of<'a>(space: Space, key: &[u8], stored: &'a [u8]) -> Result<&'a [u8], ReadError> {
-    stored
-        .split_last_chunk::<CRC_BYTES>()
-        .filter(|(value, crc)| checksum(key, value) == u32::from_le_bytes(**crc))
-        .map(|(value, _)| value)
-        .ok_or_else(|| ReadError::Damaged(format!("row {} of {}", hex(key), name_of(space))))
 }
 
 fn create(dir: &Path, config: &ViewsConfig) -> Result<Mark, ViewsError> {
@@ -600,15 +598,6 @@ fn close(engine: Arc<Engine>, limit: Duration) -> Result<(), ViewsError> {
 
 fn closed() -> ViewsError {
     ViewsError::Unavailable("they are closed after an error".to_owned())
-}
-
-fn name_of(space: Space) -> &'static str {
-    match space {
-        Space::History => "history",
-        Space::Dedup => "dedup",
-        Space::Heads => "heads",
-        Space::Members => "members",
-    }
 }
 
 fn day_name(day: u32) -> String {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 
-use super::schema::number;
+use super::schema::{checksum, number};
 use super::session::Fault;
 use crate::seam::{Epoch, Lsn, Outcome, Slot};
 
@@ -146,6 +146,8 @@ async fn insert(client: &Client, mine: Epoch, chosen: &[Wanted<'_>]) -> Result<(
     let lsns: Vec<i64> = chosen.iter().map(|part| part.lsn as i64).collect();
     let records: Vec<i32> = chosen.iter().map(|part| part.records as i32).collect();
     let bytes: Vec<&[u8]> = chosen.iter().map(|part| part.bytes).collect();
+    let sum = |part: &Wanted<'_>| checksum(part.slot, part.lsn, part.records, part.bytes);
+    let checksums: Vec<i32> = chosen.iter().map(sum).collect();
     let moved = client
         .query_typed(
             "UPDATE ringway_slots s SET lsn = s.lsn + w.records \
@@ -165,14 +167,16 @@ async fn insert(client: &Client, mine: Epoch, chosen: &[Wanted<'_>]) -> Result<(
     }
     client
         .query_typed(
-            "INSERT INTO ringway_journal (slot, lsn, epoch, records, bytes) \
-             SELECT w.slot, w.lsn, $5, w.records, w.bytes \
-             FROM unnest($1::int4[], $2::int8[], $3::int4[], $4::bytea[]) AS w(slot, lsn, records, bytes)",
+            "INSERT INTO ringway_journal (slot, lsn, epoch, records, bytes, checksum) \
+             SELECT w.slot, w.lsn, $6, w.records, w.bytes, w.checksum \
+             FROM unnest($1::int4[], $2::int8[], $3::int4[], $4::bytea[], $5::int4[]) \
+             AS w(slot, lsn, records, bytes, checksum)",
             &[
                 (&slots, Type::INT4_ARRAY),
                 (&lsns, Type::INT8_ARRAY),
                 (&records, Type::INT4_ARRAY),
                 (&bytes, Type::BYTEA_ARRAY),
+                (&checksums, Type::INT4_ARRAY),
                 (&(mine as i64), Type::INT8),
             ],
         )

@@ -3,8 +3,8 @@
 //! ```text
 //! ringway_meta      one row: format, generation, timeline, epoch (starts of servers so far)
 //! ringway_slots     4,096 rows: id, epoch, lsn (of the next record), checkpoint_lsn
-//! ringway_journal   a row per committed part: slot, lsn (of its first record), epoch, records, bytes
-//! ringway_history, ringway_heads, ringway_members, ringway_dedup    the views: key, value
+//! ringway_journal   a row per committed part: slot, lsn (of its first record), epoch, records, bytes, checksum
+//! ringway_history, ringway_heads, ringway_members, ringway_dedup    the views: key, value with checksum
 //! ```
 
 use tokio_postgres::types::Type;
@@ -12,6 +12,7 @@ use tokio_postgres::{Client, Row};
 
 use super::PostgresError;
 use super::session::Fault;
+use crate::checked::name_of;
 use crate::seam::{AppendGroup, Class, Epoch, Lsn, Part, Slot, Space};
 use crate::segment::SLOTS;
 
@@ -29,7 +30,7 @@ const TABLES: &str = "
         checkpoint_lsn bigint NOT NULL DEFAULT 0) WITH (fillfactor = 25);
     CREATE TABLE IF NOT EXISTS ringway_journal (
         slot integer NOT NULL, lsn bigint NOT NULL, epoch bigint NOT NULL, records integer NOT NULL,
-        bytes bytea NOT NULL, place bigint GENERATED ALWAYS AS IDENTITY, PRIMARY KEY (slot, lsn));
+        bytes bytea NOT NULL, checksum integer NOT NULL, place bigint GENERATED ALWAYS AS IDENTITY, PRIMARY KEY (slot, lsn));
     CREATE TABLE IF NOT EXISTS ringway_history (key bytea PRIMARY KEY, value bytea NOT NULL);
     CREATE TABLE IF NOT EXISTS ringway_heads (key bytea PRIMARY KEY, value bytea NOT NULL);
     CREATE TABLE IF NOT EXISTS ringway_members (key bytea PRIMARY KEY, value bytea NOT NULL);
@@ -37,13 +38,18 @@ const TABLES: &str = "
     CREATE INDEX IF NOT EXISTS ringway_dedup_day ON ringway_dedup (day);";
 
 /// The table of a map.
-pub(super) fn table_of(space: Space) -> &'static str {
-    match space {
-        Space::History => "ringway_history",
-        Space::Dedup => "ringway_dedup",
-        Space::Heads => "ringway_heads",
-        Space::Members => "ringway_members",
-    }
+pub(super) fn table_of(space: Space) -> String {
+    format!("ringway_{}", name_of(space))
+}
+
+/// Of a row of the journal. PostgreSQL checks its pages only where the cluster was made to.
+pub(super) fn checksum(slot: Slot, lsn: Lsn, records: u32, bytes: &[u8]) -> i32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&slot.to_le_bytes());
+    hasher.update(&lsn.to_le_bytes());
+    hasher.update(&records.to_le_bytes());
+    hasher.update(bytes);
+    hasher.finalize().cast_signed()
 }
 
 /// What a server finds when the database has become its own.
@@ -85,8 +91,9 @@ pub(super) async fn take_over(client: &Client, fresh_generation: u64) -> Result<
     }
     let column = |name: &str| -> Vec<Lsn> { slots.iter().map(|row| number(row, name)).collect() };
     let (next_lsn, checkpoint_lsn) = (column("lsn"), column("checkpoint_lsn"));
-    let journal =
-        client.query_typed("SELECT slot, lsn, epoch, records, bytes FROM ringway_journal ORDER BY place", &[]).await?;
+    let journal = client
+        .query_typed("SELECT slot, lsn, epoch, records, bytes, checksum FROM ringway_journal ORDER BY place", &[])
+        .await?;
     let recovered = replay(&journal, &checkpoint_lsn, &next_lsn)?;
     let (class, class_reason) = class_of(client).await?;
     client.batch_execute("COMMIT").await?;
@@ -160,6 +167,10 @@ fn replay(journal: &[Row], checkpoint_lsn: &[Lsn], next_lsn: &[Lsn]) -> Result<V
         }
         *place += u64::from(records);
         let bytes: Vec<u8> = row.get("bytes");
+        if row.get::<_, i32>("checksum") != checksum(slot as Slot, lsn, records, &bytes) {
+            let what = format!("ringway_journal: slot {slot}, LSN {lsn}: the checksum does not match");
+            return Err(PostgresError::Damaged(what));
+        }
         let range = 0..bytes.len() as u32;
         let part = Part { slot: slot as Slot, epoch: number(row, "epoch"), expected_lsn: lsn, records, bytes: range };
         recovered.push(AppendGroup { ticket: 0, parts: vec![part], bytes });

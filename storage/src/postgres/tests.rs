@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::conformance::{self, Backend, Driver, End, Shards, slot_map};
-use crate::seam::{Class, Outcome, Refusal, StorageEvent, StorageRequest};
+use crate::seam::{Class, Outcome, ReadError, Refusal, Space, StorageEvent, StorageRequest, ViewRead};
 use relay::{Loss, Relay};
 use server::Server;
 
@@ -293,6 +293,18 @@ fn newer_and_contradicting_tables_are_refused() {
     assert!(refused(&postgres).contains("damaged"));
     postgres.query("WITH a AS (DELETE FROM ringway_slots WHERE id = 7 RETURNING 1) SELECT count(*) FROM a");
     assert!(refused(&postgres).contains("4095 rows"));
+    // A row that changed by itself.
+    let mut damaged = Postgres::new(&server);
+    damaged.config.checkpoint_bytes = 1 << 20;
+    let mut driver = Driver::new(&mut damaged, 1, 7);
+    let group = driver.random_group(0);
+    driver.append(0, group);
+    damaged.started = None;
+    damaged.query(
+        "WITH a AS (UPDATE ringway_journal SET bytes = set_byte(bytes, 9, get_byte(bytes, 9) # 1) RETURNING 1) \
+         SELECT count(*) FROM a",
+    );
+    assert!(refused(&damaged).contains("checksum"));
     // A promoted standby may lack the end of history: the generation says so.
     let mut promoted = Postgres::new(&server);
     promoted.start(1);
@@ -301,4 +313,30 @@ fn newer_and_contradicting_tables_are_refused() {
     promoted.query("WITH a AS (UPDATE ringway_meta SET timeline = 'another' RETURNING 1) SELECT count(*) FROM a");
     promoted.start(1);
     assert_ne!(promoted.facts().generation, before.generation);
+}
+
+#[test]
+fn a_changed_row_of_the_views_is_damaged_and_not_an_answer() {
+    let Some(server) = server() else { return };
+    let mut postgres = Postgres::new(&server);
+    postgres.start(1);
+    postgres
+        .query("WITH a AS (INSERT INTO ringway_heads VALUES ('k', 'not sealed') RETURNING 1) SELECT count(*) FROM a");
+    let port = &mut postgres.started.as_mut().expect("started").ports[0];
+    let get = ViewRead::Get { space: Space::Heads, key: b"k".to_vec() };
+    let (start, end) = (b"a".to_vec(), b"z".to_vec());
+    let range = ViewRead::Range { space: Space::Heads, start, end, rows_max: 5, bytes_max: 100, reverse: false };
+    for question in [get, range] {
+        port.submit(StorageRequest::Read(1, question)).expect("room");
+        let answer = loop {
+            let mut events = Vec::new();
+            port.poll(&mut events);
+            let answered = events.into_iter().find(|event| matches!(event, StorageEvent::Read(..)));
+            if let Some(StorageEvent::Read(_, answer)) = answered {
+                break answer;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        assert_eq!(answer, Err(ReadError::Damaged("row 6b of heads".to_owned())));
+    }
 }

@@ -11,6 +11,7 @@ use tokio_postgres::{Client, RowStream};
 use super::schema::table_of;
 use super::session::{Fault, STALE_WITHIN, Session};
 use super::{CheckpointJob, Fence};
+use crate::checked::{seal, value_of};
 use crate::seam::{Epoch, ReadError, Rows, Space, ViewRead};
 use crate::taken::Taken;
 use crate::views::runs::{Sorted, day_at, hex};
@@ -18,6 +19,8 @@ use crate::views_threads::{ViewsReader, ViewsWriter};
 
 /// Rows of one statement.
 const ROWS_PER_STATEMENT: usize = 5_000;
+/// And about so many bytes.
+const BYTES_PER_STATEMENT: usize = 8 << 20;
 /// As for the embedded views: seven promised days, the day on which they began, and today.
 const DEDUP_DAYS: u32 = 8;
 /// Days that stay whatever the clock says.
@@ -117,11 +120,27 @@ async fn upsert(client: &Client, space: Space, rows: &[(&[u8], &[u8])], day: Opt
              ON CONFLICT (key) DO UPDATE SET value = excluded.value, day = excluded.day"
         ),
     };
-    for rows in rows.chunks(ROWS_PER_STATEMENT) {
-        let (keys, values): (Vec<&[u8]>, Vec<&[u8]>) = rows.iter().copied().unzip();
+    let mut rest = rows;
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let fits = |(key, value): &&(&[u8], &[u8])| {
+            bytes += key.len() + value.len();
+            bytes <= BYTES_PER_STATEMENT
+        };
+        let count = rest.iter().take(ROWS_PER_STATEMENT).take_while(fits).count().max(1);
+        let (now, later) = rest.split_at(count);
+        let keys: Vec<&[u8]> = now.iter().map(|&(key, _)| key).collect();
+        let values: Vec<Vec<u8>> = now.iter().map(|&(key, value)| sealed(key, value)).collect();
         client.query_typed(&statement, &[(&keys, Type::BYTEA_ARRAY), (&values, Type::BYTEA_ARRAY)]).await?;
+        rest = later;
     }
     Ok(())
+}
+
+fn sealed(key: &[u8], value: &[u8]) -> Vec<u8> {
+    let mut stored = Vec::with_capacity(value.len() + 4);
+    seal(key, value, &mut stored);
+    stored
 }
 
 /// Drops dedup rows of days before `before`, but never of the newest days that there are.
@@ -158,26 +177,30 @@ impl ViewsReader for Reader {
         // The first failure may only be news of a connection that ended while nobody asked.
         let asked = Instant::now();
         let answer = ask().or_else(|fault| if asked.elapsed() < STALE_WITHIN { ask() } else { Err(fault) });
-        answer.map_err(|fault| {
+        answer.unwrap_or_else(|fault| {
             let what = match question {
                 ViewRead::Get { space, key } => format!("{space:?} {}", hex(key)),
                 ViewRead::Range { space, .. } => format!("{space:?}"),
             };
-            ReadError::Unavailable(format!("{what}: {fault}"))
+            Err(ReadError::Unavailable(format!("{what}: {fault}")))
         })
     }
 }
 
-async fn read(client: &Client, question: &ViewRead) -> Result<Rows, Fault> {
+/// The inner error is damage: asking again would not help.
+async fn read(client: &Client, question: &ViewRead) -> Result<Result<Rows, ReadError>, Fault> {
     match question {
         ViewRead::Get { space, key } => {
             let statement = format!("SELECT value FROM {} WHERE key = $1", table_of(*space));
             let found = client.query_typed_opt(&statement, &[(key, Type::BYTEA)]).await?;
             let mut rows = Rows::default();
             if let Some(row) = found {
-                rows.push(key, row.get(0));
+                match value_of(*space, key, row.get(0)) {
+                    Ok(value) => rows.push(key, value),
+                    Err(damaged) => return Ok(Err(damaged)),
+                }
             }
-            Ok(rows)
+            Ok(Ok(rows))
         }
         ViewRead::Range { space, start, end, rows_max, bytes_max, reverse } => {
             let order = if *reverse { "DESC" } else { "ASC" };
@@ -195,9 +218,13 @@ async fn read(client: &Client, question: &ViewRead) -> Result<Rows, Fault> {
                 if !taken.has_room() {
                     break;
                 }
-                taken.push(row.get(0), row.get(1));
+                let key = row.get(0);
+                match value_of(*space, key, row.get(1)) {
+                    Ok(value) => taken.push(key, value),
+                    Err(damaged) => return Ok(Err(damaged)),
+                }
             }
-            Ok(taken.into_rows())
+            Ok(Ok(taken.into_rows()))
         }
     }
 }
