@@ -1,6 +1,7 @@
 //! The HTTP side of a connection: requests are put together, routed and answered here. Some become
 //! WebSockets (`upgrade.rs`), others are questions to the rules (`rest.rs`).
 
+use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use chat::SessionKey;
@@ -62,17 +63,20 @@ pub(crate) enum Next {
 impl Shard {
     /// Bytes arrived on a connection that speaks HTTP.
     pub(crate) fn http_received(&mut self, index: u32, bytes: &[u8]) {
-        // Taken out while it is worked on, and put back at the end unless the connection ends or changes.
-        let http = self.core.http(index);
-        let mut reader = http.reader;
-        let mut input = std::mem::take(&mut http.input);
+        let mut kept = std::mem::take(&mut self.core.http(index).input);
         // Most requests arrive in one piece and are read where they lie.
-        let mut rest = if input.is_empty() {
-            bytes
-        } else {
-            input.extend_from_slice(bytes);
-            &input[..]
-        };
+        if kept.is_empty() {
+            return self.read_requests(index, Cow::Borrowed(bytes));
+        }
+        kept.extend_from_slice(bytes);
+        self.read_requests(index, Cow::Owned(kept));
+    }
+
+    /// Works on what has arrived, and keeps what is left in the memory that it is in.
+    fn read_requests(&mut self, index: u32, input: Cow<'_, [u8]>) {
+        // Taken out while it is worked on, and put back at the end unless the connection ends or changes.
+        let mut reader = self.core.http(index).reader;
+        let mut rest = &input[..];
         while self.core.http(index).answering.is_none() && !rest.is_empty() {
             let body_bytes_max = Limits::for_bodies_of(self.core.settings.body_bytes_max as u32).message_bytes_max;
             let limits = HttpLimits { body_bytes_max, ..HttpLimits::default() };
@@ -107,7 +111,17 @@ impl Shard {
                 }
             }
         }
-        self.keep_input(index, reader, rest.to_vec());
+        let read = input.len() - rest.len();
+        let left = match input {
+            Cow::Borrowed(bytes) => bytes[read..].to_vec(),
+            // Who waits for nothing holds nothing.
+            Cow::Owned(kept) if read == kept.len() => Vec::new(),
+            Cow::Owned(mut kept) => {
+                kept.drain(..read);
+                kept
+            }
+        };
+        self.keep_input(index, reader, left);
     }
 
     /// Keeps what has arrived of the next request.
@@ -161,7 +175,7 @@ impl Shard {
         self.core.await_request(index);
         let ahead = std::mem::take(&mut self.core.http(index).input);
         if !ahead.is_empty() {
-            self.http_received(index, &ahead);
+            self.read_requests(index, Cow::Owned(ahead));
         }
     }
 
