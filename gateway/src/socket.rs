@@ -156,7 +156,7 @@ impl Shard {
         let session = self.chat.open(client, who, open.changes_after, open.window, &mut self.core);
         match self.socket(index) {
             Some(socket) => {
-                (socket.session, socket.user) = (Some(session), identity.user);
+                (socket.session, socket.user, socket.device) = (Some(session), identity.user, device);
                 self.core.heard_from(index);
             }
             // The rules refused it at once, and closed.
@@ -166,8 +166,10 @@ impl Shard {
 
     /// A new token on a living connection.
     fn renew_token(&mut self, index: u32, token: &str) {
-        let user = self.socket(index).map(|socket| socket.user);
-        let renewed = self.core.check_token(token).filter(|renewed| Some(renewed.user) == user);
+        let owner = self.socket(index).map(|socket| (socket.user, socket.device));
+        let renewed = self.core.check_token(token).filter(|renewed| {
+            owner.is_some_and(|(user, device)| renewed.user == user && renewed.device.is_none_or(|own| own == device))
+        });
         let Some(renewed) = renewed else {
             return self.tell(index, error_frame(ErrorCode::Unauthorized, None, None));
         };

@@ -338,6 +338,11 @@ fn a_token_that_ends_is_announced_and_a_new_one_keeps_the_session() {
     let other = world.token(1, 3_600);
     world.say(bob, &format!(r#"{{"type":"auth","token":"{other}"}}"#));
     assert!(world.heard(bob).last().unwrap().contains("unauthorized"));
+    // Nor is one for another device of the same user.
+    let (user, device, now_s) = (UserId(2), Some(DeviceId(2)), world.now.wall_ms / 1_000);
+    let order = TokenOrder { kid: "k", issuer: "i", audience: "a", user, device, now_s, ttl_s: 3_600 };
+    world.say(bob, &format!(r#"{{"type":"auth","token":"{}"}}"#, sign(&SECRET, &order)));
+    assert!(world.heard(bob).last().unwrap().contains("unauthorized"));
     world.pass(36_000);
     assert_eq!(world.heard(bob).last().unwrap(), "close 4101");
     world.say(alice, beat);
