@@ -55,7 +55,7 @@ impl Default for Limits {
             pending_bytes_max: 32 << 20,
             parked_bytes_max: 32 << 20,
             pulls_max: 1_024,
-            reads_per_session_max: 128,
+            reads_per_session_max: 64,
             page_bytes_max: 64 << 10,
             conversations_max: 500_000,
             idle_users_max: 500_000,
