@@ -14,6 +14,7 @@ mod gather;
 mod limits;
 mod overlay;
 mod owner;
+mod planted;
 mod reading;
 mod record;
 mod sending;
@@ -24,6 +25,8 @@ pub mod wheel;
 
 pub use effects::{ClientKey, Effects, Now};
 pub use limits::Limits;
+#[cfg(feature = "planted-bugs")]
+pub use planted::PlantedBug;
 pub use record::{Record, RecordError};
 pub use sessions::{Identity, SessionKey};
 pub use shard::{Chat, ChatConfig};

@@ -19,6 +19,7 @@ use crate::effects::{Effects, Now};
 use crate::fence::Fences;
 use crate::limits::Limits;
 use crate::overlay::{Overlay, RowPlace};
+use crate::planted::{Planted, planted};
 use crate::reading::Reading;
 use crate::record::Record;
 use crate::sending::{LookedUp, Proposal, Staging};
@@ -124,6 +125,7 @@ pub(crate) struct Owner {
     pub evict_at: usize,
     pub state: SeededState,
     pub counters: Counters,
+    pub planted: Planted,
 }
 
 /// What answers a request that was not done.
@@ -181,6 +183,7 @@ impl Owner {
             evict_at: 0,
             state,
             counters: Counters::default(),
+            planted: Planted::default(),
         }
     }
 
@@ -482,7 +485,9 @@ impl Owner {
 
     fn replay<E: Effects>(&mut self, lsn: Lsn, bytes: &[u8], fx: &mut E) {
         let record = Record::read(bytes).expect("read once before it was parked");
-        self.apply(lsn, &record, bytes, false, fx);
+        if !planted!(self, SeqReused) {
+            self.apply(lsn, &record, bytes, false, fx);
+        }
         self.replays -= 1;
         self.begin_serving(fx);
     }

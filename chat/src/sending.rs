@@ -15,6 +15,7 @@ use crate::conversation::{Conversation, Proposed};
 use crate::dedup::{self, Fingerprint, Used, WINDOW_MS};
 use crate::effects::{Effects, Now};
 use crate::owner::{Owner, Phase, refuse, slot_of};
+use crate::planted::planted;
 use crate::record::{self, Class, Record, body_hash, prefixed};
 
 /// A message between its proposal and its commit.
@@ -139,7 +140,7 @@ impl Owner {
         if used.body_hash != hash {
             return refuse(fx, send.request, Some(id), Some(send), ErrorCode::IdConflict, 0);
         }
-        if used.pending {
+        if used.pending && !planted!(self, DupWhilePending) {
             let entry = self.loaded(id).expect("pending means loaded");
             let first = entry.state.as_ref().expect("loaded").head + 1;
             let proposal = entry.pending.get_mut((used.seq - first) as usize).expect("pending ids are proposals");
@@ -147,15 +148,18 @@ impl Owner {
             return;
         }
         self.counters.repeated += 1;
-        let stored = Mail::Stored {
-            request: send.request,
-            conversation: id,
-            id: send.id,
-            seq: used.seq,
-            time_ms: used.time_ms,
-            dup: true,
-        };
-        fx.post(&Letter { to: Address::User(send.request.user), mail: stored, payload: &[] });
+        Self::post_stored(send.request, send.id, id, (used.seq, used.time_ms, true), fx);
+    }
+
+    fn post_stored<E: Effects>(
+        request: Request,
+        id: ClientMessageId,
+        conversation: ConversationId,
+        (seq, time_ms, dup): (u64, u64, bool),
+        fx: &mut E,
+    ) {
+        let mail = Mail::Stored { request, conversation, id, seq, time_ms, dup };
+        fx.post(&Letter { to: Address::User(request.user), mail, payload: &[] });
     }
 
     fn propose<E: Effects>(
@@ -181,6 +185,13 @@ impl Owner {
         let before = entry.proposed;
         let record = Conversation::decide(&before, send, body, body_hash, now.wall_ms);
         entry.proposed = Proposed { head: record.seq, countable: record.countable, time_ms: record.time_ms };
+        if planted!(self, AckBeforeCommit) {
+            Self::post_stored(send.request, send.id, id, (record.seq, record.time_ms, false), fx);
+        }
+        if planted!(self, PublishBeforeCommit) {
+            self.publish(&message_of(&record, send.kind), body, true, fx);
+        }
+        let entry = self.loaded(id).expect("loaded");
         let waiters = Waiters { first: Some((send.request, send.fence)), repeats: Vec::new() };
         entry.pending.push_back(Proposal { id: send.id, fingerprint, before, submitted: false, waiters });
         let used = Used { seq: record.seq, body_hash, time_ms: record.time_ms, pending: true };
@@ -273,6 +284,10 @@ impl Owner {
         slot.next_lsn = part.expected_lsn + u64::from(part.records);
         for (lsn, bytes) in (part.expected_lsn..).zip(prefixed(bytes)) {
             let record = Record::read(bytes).expect("written by this shard");
+            if record.class == Class::ReadMark && self.loaded(record.conversation).is_none() {
+                // Let go of meanwhile, after a checkpoint that holds the mark: nothing is left to be done.
+                continue;
+            }
             self.apply(lsn, &record, bytes, true, fx);
         }
     }
@@ -390,37 +405,26 @@ impl Owner {
 
     fn message_applied<E: Effects>(&mut self, kind: Kind, record: &Record<'_>, live: bool, fx: &mut E) {
         let id = record.conversation;
-        let message = MessageMail {
-            conversation: id,
-            seq: record.seq,
-            from: record.author,
-            device: record.device,
-            time_ms: record.time_ms,
-            kind,
-            id: record.id,
-            reply_to: record.reply_to,
-            target_seq: record.target_seq,
-        };
+        let message = message_of(record, kind);
         let key = dedup::key(id, &send_of(&message));
         let used = Used { seq: record.seq, body_hash: record.body_hash, time_ms: record.time_ms, pending: false };
-        self.overlay.push(Space::Dedup, &key, &used.row());
         let fingerprint = self.window.fingerprint(&key);
-        self.window.commit(fingerprint, used);
+        if live || !planted!(self, DedupForgotten) {
+            self.overlay.push(Space::Dedup, &key, &used.row());
+            self.window.commit(fingerprint, used);
+        }
         self.counters.messages += u64::from(live);
         let entry = self.loaded(id).expect("just applied");
         if live {
             let proposal = entry.pending.pop_front().expect("a live record was proposed");
             assert_eq!(proposal.fingerprint, fingerprint, "commits come in the order of proposals");
+            if proposal.waiters.first.is_none() {
+                // Its author was told that the outcome is unknown, and may have given up.
+                let mail = Mail::Dirty { user: record.author, conversation: id, head: record.seq };
+                fx.post(&Letter { to: Address::User(record.author), mail, payload: &[] });
+            }
             for (nth, (request, _)) in proposal.waiters.all().enumerate() {
-                let stored = Mail::Stored {
-                    request,
-                    conversation: id,
-                    id: record.id,
-                    seq: record.seq,
-                    time_ms: record.time_ms,
-                    dup: nth > 0,
-                };
-                fx.post(&Letter { to: Address::User(request.user), mail: stored, payload: &[] });
+                Self::post_stored(request, record.id, id, (record.seq, record.time_ms, nth > 0), fx);
             }
         } else {
             entry.proposed = entry.state.as_ref().expect("just applied").proposed();
@@ -451,6 +455,20 @@ impl Owner {
             };
             fx.post(&Letter { to: Address::User(user), mail, payload });
         }
+    }
+}
+
+fn message_of(record: &Record<'_>, kind: Kind) -> MessageMail {
+    MessageMail {
+        conversation: record.conversation,
+        seq: record.seq,
+        from: record.author,
+        device: record.device,
+        time_ms: record.time_ms,
+        kind,
+        id: record.id,
+        reply_to: record.reply_to,
+        target_seq: record.target_seq,
     }
 }
 

@@ -138,6 +138,13 @@ impl Chat {
         self.users.ask_stuck(now, fx);
     }
 
+    /// Puts a bug into this shard's rules.
+    #[cfg(feature = "planted-bugs")]
+    pub fn plant(&mut self, bug: crate::PlantedBug) {
+        self.owner.planted.0 = Some(bug);
+        self.users.plant(bug);
+    }
+
     /// The next time at which something is due though nothing happens (monotonic milliseconds).
     pub fn deadline(&self) -> Option<u64> {
         let mark = self.owner.marks_due.front().map(|due| due.0);

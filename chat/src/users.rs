@@ -16,6 +16,7 @@ use crate::effects::{Effects, Now};
 use crate::fence::Fences;
 use crate::gather::{Gather, Purpose};
 use crate::limits::Limits;
+use crate::planted::{Planted, planted};
 use crate::{Counters, SeededState};
 
 /// Numbers of requests that belong to a gathering, not to a session.
@@ -79,6 +80,7 @@ pub(crate) struct Users {
     new_members_order: VecDeque<(u64, UserId, ConversationId)>,
     checkpoints: u64,
     pub counters: Counters,
+    planted: Planted,
 }
 
 impl Users {
@@ -100,6 +102,7 @@ impl Users {
             new_members_order: VecDeque::new(),
             checkpoints: 0,
             counters: Counters::default(),
+            planted: Planted::default(),
         }
     }
 
@@ -113,6 +116,14 @@ impl Users {
 
     pub(crate) fn now_change(&self) -> ChangeNumber {
         ChangeNumber { epoch: self.epoch, counter: self.counter }
+    }
+
+    #[cfg(feature = "planted-bugs")]
+    pub(crate) fn plant(&mut self, bug: crate::PlantedBug) {
+        self.planted.0 = Some(bug);
+        if bug == crate::PlantedBug::ChangeReused {
+            self.epoch = 1;
+        }
     }
 
     /// A letter for a user's owner.
@@ -200,7 +211,7 @@ impl Users {
         let ahead = after.is_some_and(|after| after > ChangeNumber { epoch: self.epoch, counter });
         let reach = after.filter(|after| !ahead && after.epoch == self.epoch).map(|after| after.counter);
         match reach {
-            Some(after) if user.has_tail_after(after) => {
+            Some(after) if user.has_tail_after(after) || planted!(self, HoleShownAsComplete) => {
                 self.counters.replays += 1;
                 self.opened(request, OpenResult::Replay, after, &[], false, false, fx);
             }

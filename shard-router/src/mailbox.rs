@@ -31,7 +31,8 @@ use crate::slot::SlotMap;
 /// What the mailbox of one pair of shards may hold.
 #[derive(Debug, Clone, Copy)]
 pub struct MailLimits {
-    /// Requests from one shard to another that have not been answered yet.
+    /// Requests from one shard to another that have not been answered yet; as many again for those that
+    /// are asked in order to answer one.
     pub requests_max: u32,
     /// A request is refused when this much waits to leave. Above `event_bytes_max`, since requests are
     /// what people wait for.
@@ -217,7 +218,11 @@ impl Mailbox {
         let outbox = &mut self.outboxes[to];
         match letter.mail.class() {
             MailClass::Request => {
-                if outbox.outstanding >= self.limits.requests_max
+                // What is asked in order to answer a request needs room of its own: else requests that wait for
+                // it could hold all the room there is, for ever.
+                let is_nested = matches!(letter.mail, Mail::Summarise { .. });
+                let requests_max = self.limits.requests_max.saturating_mul(1 + u32::from(is_nested));
+                if outbox.outstanding >= requests_max
                     || outbox.batch.bytes.len() >= self.limits.request_bytes_max
                 {
                     self.counters.requests_refused += 1;

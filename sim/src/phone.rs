@@ -524,9 +524,12 @@ impl Phone {
                     ends && seqs.iter().copied().eq(after + 1..=after + seqs.len() as u64)
                 }
                 (None, before) => {
-                    let highest = before.map_or(head, |before| head.min(before - 1));
-                    let ends = seqs.last().map_or(highest == 0, |&last| more == (last > first));
-                    ends && seqs.iter().copied().eq((1..=highest).rev().take(seqs.len()))
+                    // The head may have grown between the reading and the answer.
+                    let highest = seqs.first().copied().unwrap_or(0);
+                    let begins = highest >= before.map_or(asked.floor, |before| asked.floor.min(before - 1));
+                    let within = before.is_none_or(|before| highest < before);
+                    let ends = seqs.last().is_none_or(|&last| more == (last > first));
+                    begins && within && ends && seqs.iter().copied().eq((1..=highest).rev().take(seqs.len()))
                 }
             };
             if !dense || head < asked.floor {
