@@ -394,7 +394,8 @@ impl Sessions {
         }
         let client = self.slab[key.0 as usize].client;
         let queued = fx.frame(client, &ServerFrame::Beat { received });
-        if caught_up && queued <= self.limits.outbound_bytes_max as usize / 2 {
+        // With more than that queued, `drained` comes when it has gone: between the two there is no gap.
+        if caught_up && queued <= self.limits.outbound_bytes_max as usize {
             self.drained(key, fx);
         }
     }

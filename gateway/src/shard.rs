@@ -126,6 +126,17 @@ impl Shard {
         std::mem::swap(&mut self.core.ops, &mut output.ring);
     }
 
+    /// Puts bugs into this shard's rules and mailboxes.
+    #[cfg(feature = "planted-bugs")]
+    pub fn plant(&mut self, rules: Option<chat::PlantedBug>, mail: Option<shard_router::PlantedBug>) {
+        if let Some(bug) = rules {
+            self.chat.plant(bug);
+        }
+        if let Some(bug) = mail {
+            self.core.mailbox.plant(bug);
+        }
+    }
+
     /// When the next turn is needed even if nothing happens, by the monotonic clock.
     pub fn next_deadline_ms(&self) -> Option<u64> {
         let drain = Some(self.drain_deadline_ms).filter(|deadline| *deadline != NEVER);

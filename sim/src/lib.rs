@@ -12,5 +12,4 @@ pub mod node;
 pub mod phone;
 pub mod plan;
 pub mod rng;
-pub mod thin;
 pub mod world;

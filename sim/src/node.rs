@@ -1,52 +1,97 @@
 //! The server: its shards, their mailboxes and doorbells, and the store, all on one thread.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use chat::{ChatConfig, Now};
-use ring::{EventBatch, Ops};
+use gateway::auth::{Authenticator, TokenOrder, sign};
+use gateway::config::KeyAlgorithm;
+use gateway::shard::{Input, Output, Shard, ShardParts, ShardSettings};
+use ring::EventBatch;
 use shard_router::{Mailbox, SlotMap, Waker};
 use storage::seam::{ReadError, StorageEvent, StorageRequest};
 use storage::sim_store::{Crash, SimStore};
+
+use wire::ids::{DeviceId, UserId};
 
 use crate::broken;
 use crate::bug::Bug;
 use crate::checker::{Verdict, Violation};
 use crate::net::Net;
 use crate::plan::Plan;
-use crate::thin::Thin;
+
+/// The key that signs the phones' tokens.
+const SECRET: &[u8; 32] = &[7; 32];
+/// The same in base64url, as a key file has it.
+const SECRET_TEXT: &str = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc";
+const ISSUER: &str = "sim";
+
+/// A token that outlives every world.
+pub fn token(user: UserId, device: DeviceId) -> String {
+    let order = TokenOrder {
+        kid: ISSUER,
+        issuer: ISSUER,
+        audience: ISSUER,
+        user,
+        device: Some(device),
+        now_s: 1_700_000_000,
+        ttl_s: 1_000_000_000,
+    };
+    sign(SECRET, &order)
+}
+
+fn authenticator() -> Arc<Authenticator> {
+    static MADE: OnceLock<Arc<Authenticator>> = OnceLock::new();
+    let make = || {
+        let key = (ISSUER.to_owned(), KeyAlgorithm::Hs256, SECRET_TEXT.as_bytes().to_vec());
+        Arc::new(Authenticator::new([key], ISSUER, ISSUER, SECRET).expect("the key is a key"))
+    };
+    Arc::clone(MADE.get_or_init(make))
+}
+
+fn settings(plan: &Plan, shard: u16) -> ShardSettings {
+    ShardSettings {
+        shard,
+        node: "sim".into(),
+        echo: false,
+        allowed_origins: Vec::new(),
+        token_in_url: false,
+        body_bytes_max: plan.limits.body_bytes_max as usize,
+        outbound_bytes_max: plan.limits.outbound_bytes_max as usize,
+        handshake_ms: 5_000,
+        stall_ms: 30_000,
+        idle_ms: 30_000,
+        request_ms: 10_000,
+    }
+}
 
 /// One shard and what its driver would have.
-#[derive(Debug)]
 struct Host {
-    shard: Thin,
-    pub events: EventBatch,
-    stored: Vec<StorageEvent>,
-    ops: Ops,
+    shard: Shard,
+    input: Input,
+    output: Output,
     asleep: bool,
     bell: Arc<AtomicBool>,
 }
 
 /// See the module.
-#[derive(Debug)]
 pub struct Node {
     hosts: Vec<Host>,
     pub store: SimStore,
-    requests: Vec<StorageRequest>,
 }
 
 impl Node {
     /// A machine on which nothing runs.
     pub fn new(seed: u64, plan: &Plan) -> Self {
-        Self { hosts: Vec::new(), store: SimStore::new(seed, plan.store.clone()), requests: Vec::new() }
+        Self { hosts: Vec::new(), store: SimStore::new(seed, plan.store.clone()) }
     }
 
     /// Starts the process.
-    pub fn start(&mut self, plan: &Plan, shards: u16, seed: u64, now_us: u64, bug: Option<Bug>) -> Verdict {
+    pub fn start(&mut self, plan: &Plan, shards: u16, seed: u64, now: Now, bug: Option<Bug>) -> Verdict {
         let map = SlotMap::single_node(shards, 1);
         let shard_of_slot: Vec<u16> =
             shard_router::Slot::all().map(|slot| map.shard_of_slot(slot).expect("the only node")).collect();
-        let facts = self.store.start(now_us, &shard_of_slot, shards);
+        let facts = self.store.start(now.monotonic_ms * 1_000, &shard_of_slot, shards);
         let facts = facts.map_err(|error| Violation(format!("the store does not start: {error}")))?;
         let bells: Vec<_> = (0..shards).map(|_| Arc::new(AtomicBool::new(false))).collect();
         let wakers = bells.iter().map(|bell| {
@@ -64,10 +109,11 @@ impl Node {
                     limits: plan.limits.clone(),
                     seed: seed ^ number as u64,
                 };
-                let mut shard = Thin::new(&config, mailbox);
+                let settings = settings(plan, number as u16);
+                let parts = ShardParts { settings, chat: config, facts: facts.clone(), auth: authenticator(), mailbox };
+                let mut shard = Shard::new(parts, now);
                 plant(&mut shard, bug);
-                let (events, stored, ops) = (EventBatch::default(), Vec::new(), Ops::default());
-                Host { shard, events, stored, ops, asleep: false, bell }
+                Host { shard, input: Input::default(), output: Output::default(), asleep: false, bell }
             })
             .collect();
         Ok(())
@@ -86,12 +132,12 @@ impl Node {
 
     /// Whether a shard takes connections: it has applied what was recovered.
     pub fn listens(&self, shard: usize) -> bool {
-        self.hosts[shard].shard.chat.is_serving()
+        self.hosts[shard].shard.is_serving()
     }
 
     /// Where what happens to a shard's connections is told.
     pub fn events(&mut self, shard: usize) -> &mut EventBatch {
-        &mut self.hosts[shard].events
+        &mut self.hosts[shard].input.ring
     }
 
     /// Whether a shard's thread would be awake.
@@ -99,9 +145,10 @@ impl Node {
         let host = &self.hosts[shard];
         !host.asleep
             || host.bell.load(Ordering::Relaxed)
-            || !host.events.is_empty()
+            || !host.input.ring.is_empty()
+            || !host.input.storage.is_empty()
             || self.store.has_events(shard as u16)
-            || host.shard.chat.deadline().is_some_and(|due_ms| due_ms * 1_000 <= now_us)
+            || host.shard.next_deadline_ms().is_some_and(|due_ms| due_ms * 1_000 <= now_us)
     }
 
     /// Lets a shard take its turn.
@@ -111,25 +158,24 @@ impl Node {
             host.shard.mailbox().woken();
         }
         host.bell.store(false, Ordering::Relaxed);
-        self.store.poll(shard as u16, &mut host.stored);
-        host.shard.turn(now, &mut host.events, &mut host.stored, &mut host.ops);
-        net.submit(&mut host.ops, &mut host.events);
-        self.requests.extend(host.shard.requests());
-        for request in self.requests.drain(..) {
+        self.store.poll(shard as u16, &mut host.input.storage);
+        host.shard.turn(now, &mut host.input, &mut host.output);
+        host.input.ring.clear();
+        net.submit(&mut host.output.ring, &mut host.input.ring);
+        for request in host.output.storage.drain(..) {
             if let Err(StorageRequest::Read(ticket, _)) = self.store.submit(shard as u16, request) {
                 let full = ReadError::Unavailable("too many reads wait".into());
-                host.stored.push(StorageEvent::Read(ticket, Err(full)));
+                host.input.storage.push(StorageEvent::Read(ticket, Err(full)));
             }
         }
-        let (events, store) = (&host.events, &self.store);
-        let has_work = !host.stored.is_empty();
-        host.asleep =
-            host.shard.mailbox().prepare_to_sleep(|| has_work || !events.is_empty() || store.has_events(shard as u16));
+        let (input, store) = (&host.input, &self.store);
+        let has_work = || !input.storage.is_empty() || !input.ring.is_empty() || store.has_events(shard as u16);
+        host.asleep = host.shard.mailbox().prepare_to_sleep(has_work);
     }
 
     /// When anything is due though nothing happens.
     pub fn next_due_us(&self) -> Option<u64> {
-        let shards = self.hosts.iter().filter_map(|host| host.shard.chat.deadline()).map(|ms| ms * 1_000).min();
+        let shards = self.hosts.iter().filter_map(|host| host.shard.next_deadline_ms()).map(|ms| ms * 1_000).min();
         [shards, self.store.next_step_us()].into_iter().flatten().min()
     }
 
@@ -147,13 +193,13 @@ impl Node {
     pub fn is_back_to_nothing(&mut self) -> Verdict {
         let shards = self.hosts.len() as u16;
         for (number, host) in self.hosts.iter_mut().enumerate() {
-            for (name, held) in host.shard.chat.sizes() {
+            for (name, held) in host.shard.chat().sizes() {
                 let may_stay = matches!(name, "users" | "idle_users" | "tails_bytes" | "conversations");
                 if held > 0 && !may_stay {
                     broken!("shard {number} still holds {held} {name}");
                 }
             }
-            if host.shard.connections() > 0 || !host.shard.chat.is_quiet() {
+            if host.shard.connections() > 0 || !host.shard.chat().is_quiet() {
                 broken!("shard {number} still holds {} connections", host.shard.connections());
             }
             for other in 0..shards {
@@ -168,16 +214,11 @@ impl Node {
 }
 
 #[cfg(feature = "planted-bugs")]
-fn plant(shard: &mut Thin, bug: Option<Bug>) {
-    if let Some(bug) = bug.and_then(Bug::of_chat) {
-        shard.chat.plant(bug);
-    }
-    if let Some(bug) = bug.and_then(Bug::of_mail) {
-        shard.mailbox().plant(bug);
-    }
+fn plant(shard: &mut Shard, bug: Option<Bug>) {
+    shard.plant(bug.and_then(Bug::of_chat), bug.and_then(Bug::of_mail));
 }
 
 #[cfg(not(feature = "planted-bugs"))]
-fn plant(_shard: &mut Thin, bug: Option<Bug>) {
+fn plant(_shard: &mut Shard, bug: Option<Bug>) {
     assert!(bug.is_none(), "bugs need the feature `planted-bugs`");
 }

@@ -12,7 +12,7 @@ use wire::protocol::{
     Target,
 };
 use wire::reader::{Event, Input, Reader};
-use wire::upgrade::{UpgradeRequest, read_upgrade_response, write_upgrade_request};
+use wire::upgrade::{UpgradeRefused, UpgradeRequest, read_upgrade_response, write_upgrade_request};
 use wire::websocket::{Limits, Role};
 use wire::writer::write_text_with;
 
@@ -191,7 +191,16 @@ impl Phone {
         if let Stage::Shaking { nonce, head } = &mut self.stage {
             head.extend_from_slice(bytes);
             let answer = read_upgrade_response(head, &upgrade(*nonce, &self.token));
-            let Some(length) = answer.map_err(|error| Violation(format!("handshake: {error}")))? else { return Ok(()) };
+            let length = match answer {
+                Ok(Some(length)) => length,
+                Ok(None) => return Ok(()),
+                // Too slow for the server's patience, or the server is leaving.
+                Err(UpgradeRefused::Status(408 | 503)) => {
+                    self.wants_cut = true;
+                    return Ok(());
+                }
+                Err(error) => broken!("handshake: {error}"),
+            };
             let mut rest = head.split_off(length);
             self.open(clocks, checker);
             return if rest.is_empty() { Ok(()) } else { self.frames(clocks, &mut rest, checker) };

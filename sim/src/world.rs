@@ -15,7 +15,7 @@ use crate::broken;
 use crate::bug::Bug;
 use crate::checker::{Checker, Verdict};
 use crate::net::{Net, Read};
-use crate::node::Node;
+use crate::node::{Node, token};
 use crate::phone::{Clocks, Habits, Phone};
 use crate::plan::Plan;
 use crate::rng::Rng;
@@ -42,7 +42,6 @@ enum Action {
 }
 
 /// See the module.
-#[derive(Debug)]
 pub struct World {
     plan: Plan,
     rng: Rng,
@@ -116,7 +115,7 @@ impl World {
             page: rng.between(1, 4) as u32,
             patience_ms: (!self.is_calm).then(|| rng.between(3_000, 15_000)),
         };
-        let token = format!("{user}.{device}");
+        let token = token(user, DeviceId(device));
         self.phones.push(Phone::new(user, DeviceId(device), token, habits, self.rng.fork()));
         self.links.push(None);
     }
@@ -166,7 +165,7 @@ impl World {
         let shards = if self.rng.one_in(3) { self.rng.between(1, 3) as u16 } else { self.plan.shards };
         let seed = self.rng.number();
         trace!(self, "start with {shards} shards");
-        let started = self.node.start(&self.plan, shards, seed, self.now_us, self.bug);
+        let started = self.node.start(&self.plan, shards, seed, self.now(), self.bug);
         if started.is_ok() || self.is_calm {
             return started;
         }
@@ -176,7 +175,7 @@ impl World {
         self.dies = false;
         let how = self.any_crash();
         self.node.crash(how);
-        self.node.start(&self.plan, shards, seed, self.now_us, self.bug)
+        self.node.start(&self.plan, shards, seed, self.now(), self.bug)
     }
 
     fn any_crash(&mut self) -> Crash {
