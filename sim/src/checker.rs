@@ -157,6 +157,11 @@ impl Checker {
         self.shown.get(&id).copied().unwrap_or(0)
     }
 
+    /// Different messages that were shown.
+    pub fn messages(&self) -> u64 {
+        self.messages.len() as u64
+    }
+
     /// The conversations of `user` in which something was shown.
     pub fn conversations_of(&self, user: UserId) -> impl Iterator<Item = ConversationId> + '_ {
         self.shown.keys().copied().filter(move |id| id.peer_of(user).is_some())

@@ -2,12 +2,18 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::Parser;
 use sim::bug::Bug;
 use sim::checker::Violation;
 use sim::world::{Figures, World};
+
+/// Worlds are made and dropped by the hundred per second.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Runs simulated worlds and holds what their clients saw against the promises.
 #[derive(Debug, Parser)]
@@ -62,27 +68,54 @@ fn world(seed: u64, bug: Option<Bug>, trace: bool) -> (Result<(), Violation>, Fi
     (verdict, figures)
 }
 
+/// Runs worlds on all cores, each world on one thread; the lowest seed that fails is the one told of.
+fn search(from: u64, seeds: u64, bug: Option<Bug>, trace: bool) -> (Option<(u64, Violation)>, Figures) {
+    let next = AtomicU64::new(from);
+    let lowest = AtomicU64::new(from + seeds);
+    let all = Mutex::new((None::<(u64, Violation)>, Figures::default()));
+    let work = || {
+        let mut sum = Figures::default();
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= lowest.load(Ordering::Relaxed) {
+                break;
+            }
+            let (verdict, figures) = world(seed, bug, trace);
+            sum.add(&figures);
+            if let Err(violation) = verdict {
+                lowest.fetch_min(seed, Ordering::Relaxed);
+                let mut all = all.lock().expect("nobody panics while holding it");
+                if all.0.as_ref().is_none_or(|(known, _)| seed < *known) {
+                    all.0 = Some((seed, violation));
+                }
+            }
+        }
+        all.lock().expect("nobody panics while holding it").1.add(&sum);
+    };
+    let threads = if trace { 1 } else { std::thread::available_parallelism().map_or(1, usize::from) };
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    all.into_inner().expect("nobody panics while holding it")
+}
+
 fn run(arguments: &Arguments) -> ExitCode {
     let started = Instant::now();
-    let mut all = Figures::default();
-    let to = arguments.from + arguments.seeds;
-    for seed in arguments.from..to {
-        let (verdict, figures) = world(seed, arguments.bug, arguments.trace);
-        all.add(&figures);
-        if let Err(violation) = verdict {
-            let bug = arguments.bug.map_or(String::new(), |bug| format!(" --bug {}", bug.name()));
-            let features = if arguments.bug.is_some() { " --features planted-bugs" } else { "" };
-            println!("seed {seed}: {violation}");
-            println!("replay: cargo run --release -p sim{features} -- --seeds 1 --from {seed}{bug} --trace");
-            return ExitCode::FAILURE;
-        }
+    let (found, all) = search(arguments.from, arguments.seeds, arguments.bug, arguments.trace);
+    if let Some((seed, violation)) = found {
+        let bug = arguments.bug.map_or(String::new(), |bug| format!(" --bug {}", bug.name()));
+        let features = if arguments.bug.is_some() { " --features planted-bugs" } else { "" };
+        println!("seed {seed}: {violation}");
+        println!("replay: cargo run --release -p sim{features} -- --seeds 1 --from {seed}{bug} --trace");
+        return ExitCode::FAILURE;
     }
-    let seconds = started.elapsed().as_secs_f64();
     println!(
         "{} seeds from {} without a violation: {:.0} seeds/s, {} messages, {} frames, {} turns, {} crashes",
         arguments.seeds,
         arguments.from,
-        arguments.seeds as f64 / seconds,
+        arguments.seeds as f64 / started.elapsed().as_secs_f64(),
         all.messages,
         all.frames,
         all.turns,
@@ -98,17 +131,13 @@ fn find_all(arguments: &Arguments) -> ExitCode {
     }
     let mut missed = 0;
     for &bug in Bug::ALL {
-        let seeds = arguments.from..arguments.from + arguments.seeds;
-        let found = seeds.clone().find_map(|seed| Some((seed, world(seed, Some(bug), false).0.err()?)));
-        match found {
-            Some((seed, violation)) => {
-                let text: String = violation.0.chars().take(150).collect();
-                println!("{:32} found by seed {seed}, number {}: {text}", bug.name(), seed - arguments.from + 1);
-            }
-            None => {
-                missed += 1;
-                println!("{:32} NOT FOUND in {} seeds", bug.name(), arguments.seeds);
-            }
+        let (found, _) = search(arguments.from, arguments.seeds, Some(bug), false);
+        if let Some((seed, violation)) = found {
+            let text: String = violation.0.chars().take(150).collect();
+            println!("{:32} found by seed {seed}, number {}: {text}", bug.name(), seed - arguments.from + 1);
+        } else {
+            missed += 1;
+            println!("{:32} NOT FOUND in {} seeds", bug.name(), arguments.seeds);
         }
     }
     if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }

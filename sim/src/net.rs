@@ -87,8 +87,8 @@ impl Net {
     }
 
     /// Numbers of all links.
-    pub fn numbers(&self) -> Vec<usize> {
-        self.links.iter().map(|(number, _)| number).collect()
+    pub fn numbers(&self) -> impl Iterator<Item = usize> + '_ {
+        self.links.iter().map(|(number, _)| number)
     }
 
     /// How many links there are.

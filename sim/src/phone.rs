@@ -314,7 +314,7 @@ impl Phone {
                 }
                 chat.tick = tick;
             }
-            Received::Page { .. } => return self.page(clocks, frame, checker),
+            Received::Page { .. } => return self.page(frame, checker),
             Received::Changes { list, next, too_old } => {
                 for summary in list {
                     self.summary(summary, 0, checker)?;
@@ -475,7 +475,10 @@ impl Phone {
             | ErrorCode::TooManySessions => {}
             _ => broken!("phone {}/{}: {error:?}", self.user, self.device),
         }
-        let Some(id) = error.id else { return self.refused_other(error, not_before_ms) };
+        let Some(id) = error.id else {
+            self.refused_other(error, not_before_ms);
+            return Ok(());
+        };
         let chats = self.chats.iter_mut();
         let mut chats = chats.filter(|(conversation, _)| error.conversation.is_none_or(|of| of == **conversation));
         let found = chats.find_map(|(_, chat)| Some((chat.outgoing.iter().position(|out| out.id == id)?, chat)));
@@ -498,9 +501,9 @@ impl Phone {
         Ok(())
     }
 
-    fn refused_other(&mut self, error: &ErrorFrame<'_>, not_before_ms: u64) -> Verdict {
+    fn refused_other(&mut self, error: &ErrorFrame<'_>, not_before_ms: u64) {
         if error.code == ErrorCode::BadCursor {
-            return Ok(());
+            return;
         }
         match error.conversation {
             Some(id) => {
@@ -512,10 +515,9 @@ impl Phone {
             }
             None => self.asked_changes = None,
         }
-        Ok(())
     }
 
-    fn page(&mut self, clocks: Clocks, frame: &Received<'_>, checker: &mut Checker) -> Verdict {
+    fn page(&mut self, frame: &Received<'_>, checker: &mut Checker) -> Verdict {
         let Received::Page { conversation: id, messages, head, more, first_seq, .. } = frame else {
             unreachable!("matched by the caller")
         };
@@ -546,8 +548,9 @@ impl Phone {
             }
         }
         chat.head = chat.head.max(head);
-        seqs.into_iter().for_each(|seq| chat.take(seq));
-        let _ = clocks;
+        for seq in seqs {
+            chat.take(seq);
+        }
         Ok(())
     }
 

@@ -21,6 +21,7 @@ impl Rng {
     }
 
     /// A generator of its own, unrelated to what follows from this one.
+    #[must_use]
     pub fn fork(&mut self) -> Self {
         Self::new(self.number())
     }

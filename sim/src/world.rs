@@ -21,13 +21,15 @@ use crate::plan::Plan;
 use crate::rng::Rng;
 
 /// What a world did, for the report.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Figures {
     pub steps: u64,
     pub turns: u64,
     pub frames: u64,
     pub crashes: u64,
     pub messages: u64,
+    /// When it ended, by its own clock.
+    pub ended_us: u64,
 }
 
 /// One thing that could happen next.
@@ -124,6 +126,8 @@ impl World {
     pub fn run(&mut self) -> Verdict {
         let verdict = self.story();
         self.figures.frames = self.checker.frames;
+        self.figures.messages = self.checker.messages();
+        self.figures.ended_us = self.now_us;
         verdict
     }
 
@@ -313,7 +317,8 @@ impl World {
         if self.node.store.next_step_us().is_some_and(|due_us| due_us <= self.now_us) {
             actions.push(Action::Store);
         }
-        for link in self.net.numbers() {
+        let numbers: Vec<usize> = self.net.numbers().collect();
+        for link in numbers {
             if self.net.can_receive(link) {
                 actions.push(Action::Receive(link));
             }
