@@ -272,6 +272,7 @@ impl World {
         match self.rng.below(3) {
             0 => {
                 const HOUR_MS: i64 = 3_600_000;
+                self.checker.clocks_jumped = true;
                 self.wall_offset_ms = self.rng.pick(&[0, HOUR_MS, -HOUR_MS, 8 * 24 * HOUR_MS, -8 * 24 * HOUR_MS]);
             }
             // The process was paused.
