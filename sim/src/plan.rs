@@ -85,6 +85,7 @@ fn limits(rng: &mut Rng) -> Limits {
         outbound_bytes_max: rng.between(400, 3_000) as u32,
         unacknowledged_max: rng.between(2, 12) as u32,
         tracked_per_session_max: rng.between(5, 8) as u32,
+        reads_per_session_max: rng.between(1, 4) as u16,
         commit_wait_ms: rng.between(50, 2_000),
     }
 }
