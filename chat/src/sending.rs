@@ -57,8 +57,10 @@ pub(crate) struct Staging {
     items: Vec<Item>,
     /// When the oldest message was staged; read marks alone wait for company until they are due.
     in_flight_since: Option<u64>,
-    /// The waiters of the group in flight have been told that its outcome is unknown.
-    given_up: bool,
+    /// When the waiters of the group in flight were last told that its outcome is unknown.
+    given_up_at: Option<u64>,
+    /// Somebody has sent an id of that group again since.
+    joined: bool,
     spare: AppendGroup,
     ticket: u64,
 }
@@ -145,6 +147,7 @@ impl Owner {
             let first = entry.state.as_ref().expect("loaded").head + 1;
             let proposal = entry.pending.get_mut((used.seq - first) as usize).expect("pending ids are proposals");
             proposal.waiters.add((send.request, send.fence));
+            self.staging.joined = true;
             return;
         }
         self.counters.repeated += 1;
@@ -206,8 +209,13 @@ impl Owner {
 
     /// When the group in flight will have kept its senders waiting too long.
     pub(crate) fn stall_deadline(&self) -> Option<u64> {
-        let since = self.staging.in_flight_since.filter(|_| !self.staging.given_up)?;
-        Some(since + self.limits.commit_wait_ms)
+        let staging = &self.staging;
+        let since = match staging.given_up_at {
+            // Who has joined since then waits no longer than who was there before.
+            Some(at) => Some(at).filter(|_| staging.joined),
+            None => staging.in_flight_since,
+        };
+        Some(since? + self.limits.commit_wait_ms)
     }
 
     /// Nothing is staged or in flight.
@@ -243,7 +251,7 @@ impl Owner {
             }
         }
         self.staging.in_flight_since = Some(now.monotonic_ms);
-        self.staging.given_up = false;
+        self.staging.given_up_at = None;
         self.counters.groups += 1;
         fx.storage(StorageRequest::Append(group));
     }
@@ -352,11 +360,12 @@ impl Owner {
     /// P10: who has waited too long is told that the outcome is unknown. The group stays with storage;
     /// a repeat of the same id joins it.
     pub(crate) fn give_up<E: Effects>(&mut self, now: Now, fx: &mut E) {
-        if self.staging.given_up || !self.is_stalled(now) {
+        if self.stall_deadline().is_none_or(|deadline| now.monotonic_ms < deadline) {
             return;
         }
-        self.staging.given_up = true;
-        self.counters.stalls += 1;
+        self.counters.stalls += u64::from(self.staging.given_up_at.is_none());
+        self.staging.given_up_at = Some(now.monotonic_ms);
+        self.staging.joined = false;
         self.take_back_staged(now, ErrorCode::Unavailable, fx);
         let mut waiting = Vec::new();
         for slot in self.slots.iter_mut().flatten() {

@@ -434,3 +434,32 @@ fn pages_downwards_are_whole_whatever_is_in_memory() {
         assert_eq!(seen, (1..=20).collect::<Vec<_>>());
     }
 }
+/// P10: who sends again while the store is silent is told again, within the same time.
+#[test]
+fn a_repeat_that_joins_a_stalled_send_is_answered() {
+    let mut world = World::new(Limits::default());
+    let (a, _) = (world.open(1, A, 1, None), world.open(2, B, 1, None));
+    world.send(a, B, "first");
+    world.settle();
+    world.take(1);
+    world.appends_wait = true;
+    let id = world.send(a, B, "second");
+    world.settle();
+    world.now.monotonic_ms += 2_000;
+    world.settle();
+    assert_eq!(count(&world.take(1), "unavailable"), 1);
+    world.send_as(a, id, B, "second");
+    world.settle();
+    assert_eq!(count(&world.take(1), "unavailable"), 0);
+    let deadline = world.chat.deadline().expect("somebody waits");
+    assert!(deadline <= world.now.monotonic_ms + 2_000);
+    world.now.monotonic_ms += 2_000;
+    world.settle();
+    assert_eq!(count(&world.take(1), "unavailable"), 1);
+    world.send_as(a, id, B, "second");
+    world.settle();
+    let group = world.appends.pop().unwrap();
+    world.answer(group, Outcome::Committed);
+    world.settle();
+    assert_eq!(count(&world.take(1), r#""seq":2"#), 1);
+}
