@@ -178,6 +178,10 @@ impl Sessions {
         self.add(client, who, Phase::Rest)
     }
 
+    pub(crate) fn device(&self, key: SessionKey) -> DeviceId {
+        self.slab[key.0 as usize].device
+    }
+
     /// The client is gone.
     pub(crate) fn closed<E: Effects>(&mut self, key: SessionKey, fx: &mut E) {
         let request = self.request(key, Asked::Other);

@@ -2,7 +2,7 @@
 
 use shard_router::SlotMap;
 use storage_seam::{Class, StorageEvent, StoreFacts};
-use wire::ids::ChangeNumber;
+use wire::ids::{ChangeNumber, DeviceId};
 use wire::mail::{Address, Letter, Mail};
 use wire::protocol::ClientFrame;
 
@@ -75,6 +75,11 @@ impl Chat {
     /// A client asks over REST: each frame it gives is answered by one frame.
     pub fn rest(&mut self, client: ClientKey, who: Identity) -> SessionKey {
         self.sessions.rest(client, who)
+    }
+
+    /// The device that a session is of.
+    pub fn device(&self, session: SessionKey) -> DeviceId {
+        self.sessions.device(session)
     }
 
     /// A frame from a session's client; `open` and `auth` are not for here.

@@ -156,7 +156,7 @@ impl Shard {
         let session = self.chat.open(client, who, open.changes_after, open.window, &mut self.core);
         match self.socket(index) {
             Some(socket) => {
-                (socket.session, socket.user, socket.device) = (Some(session), identity.user, device);
+                (socket.session, socket.user) = (Some(session), identity.user);
                 self.core.heard_from(index);
             }
             // The rules refused it at once, and closed.
@@ -166,10 +166,12 @@ impl Shard {
 
     /// A new token on a living connection.
     fn renew_token(&mut self, index: u32, token: &str) {
-        let owner = self.socket(index).map(|socket| (socket.user, socket.device));
-        let renewed = self.core.check_token(token).filter(|renewed| {
-            owner.is_some_and(|(user, device)| renewed.user == user && renewed.device.is_none_or(|own| own == device))
-        });
+        let Some((user, session)) = self.socket(index).and_then(|socket| Some((socket.user, socket.session?))) else {
+            return;
+        };
+        let device = self.chat.device(session);
+        let renewed = self.core.check_token(token);
+        let renewed = renewed.filter(|token| token.user == user && token.device.is_none_or(|own| own == device));
         let Some(renewed) = renewed else {
             return self.tell(index, error_frame(ErrorCode::Unauthorized, None, None));
         };

@@ -5,7 +5,7 @@
 
 use chat::{ClientKey, SessionKey};
 use ring::Connection;
-use wire::ids::{DeviceId, UserId};
+use wire::ids::UserId;
 use wire::reader::Reader;
 
 use crate::auth;
@@ -38,8 +38,6 @@ pub(crate) struct Socket {
     pub session: Option<SessionKey>,
     /// The user of the session, whose new tokens it takes.
     pub user: UserId,
-    /// The device of the session, which a new token may name.
-    pub device: DeviceId,
     /// Until when pings have been paid for: each costs a second, and a peer may owe twenty.
     pub pings_until_ms: u64,
     /// When the client's token ends, by the monotonic clock of this run.

@@ -1,7 +1,7 @@
 //! Who may turn a request into a WebSocket, and what the first frame says.
 
 use wire::http::Request;
-use wire::ids::{DeviceId, UserId};
+use wire::ids::UserId;
 use wire::protocol::{ErrorCode, ServerFrame};
 use wire::reader::Reader;
 use wire::upgrade::{SUBPROTOCOL_JSON, Subprotocol, UpgradeError, check_upgrade, write_switching};
@@ -46,7 +46,6 @@ impl Shard {
             reader: Reader::new(Role::Server),
             session: None,
             user: UserId(0),
-            device: DeviceId(0),
             pings_until_ms: 0,
             expires_ms: NEVER,
             upgraded_as: upgraded_as.map(Box::new),
