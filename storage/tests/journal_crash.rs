@@ -8,7 +8,7 @@ use storage::journal::{Journal, JournalConfig};
 use storage::recovery::{self, OpenError, Opened};
 use storage::seam::{AppendGroup, Outcome, Part};
 use storage::segment::{Identity, SLOTS};
-use storage::sim_disk::{SimDisk, SimRng};
+use storage::sim_disk::{SimDisk, SimFaults, SimRng};
 
 const IDENTITY: Identity = Identity { generation: 7, store_key: 0x1234_5678_9abc_def0 };
 
@@ -146,7 +146,12 @@ fn live(disk: &mut SimDisk, journal: &mut Journal<SimDisk>, model: &mut Model) {
                     return;
                 }
             }
-            1 => disk.faults.fail_next_write = Some(DiskError::Io("injected".into())),
+            1 => match model.rng.below(6) {
+                0 => disk.faults.fail_next_sync = true,
+                1 => disk.faults.capacity_bytes = Some(disk.used_bytes() + 4096 * model.rng.below(30)),
+                2 => disk.faults.capacity_bytes = None,
+                _ => disk.faults.fail_next_write = Some(DiskError::Io("injected".into())),
+            },
             _ => {
                 let groups = model.groups(journal.epoch());
                 model.candidates.push(Model::batch(&groups));
@@ -181,7 +186,7 @@ fn seeds() -> std::ops::Range<u64> {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     match number("SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("SEEDS").unwrap_or(600),
+        None => 0..number("SEEDS").unwrap_or(400),
     }
 }
 
@@ -207,7 +212,7 @@ fn what_was_committed_survives_any_crash_and_nothing_else_appears() {
                     assert!(error.to_string().contains("machine is dead"), "{context}: {error}");
                 }
             }
-            disk.faults.fail_next_write = None;
+            disk.faults = SimFaults::default();
             crash(&mut disk, &mut model.rng);
         }
         let context = format!("end; replay with SEED={seed}");
