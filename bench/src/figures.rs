@@ -18,6 +18,13 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// How fast the second value grows with the first: the median over all pairs of points, which a few odd ones
+/// do not move.
+pub fn slope(points: &[(f64, f64)]) -> f64 {
+    let pairs = points.iter().enumerate().flat_map(|(at, one)| points[at + 1..].iter().map(move |other| (one, other)));
+    median(&pairs.map(|(one, other)| (other.1 - one.1) / (other.0 - one.0)).collect::<Vec<_>>())
+}
+
 /// Between which values the median lies with 95 % confidence, by resampling.
 pub fn bootstrap(values: &[f64]) -> (f64, f64) {
     const SAMPLES: usize = 10_000;
@@ -83,5 +90,13 @@ mod tests {
         let (low, high) = bootstrap(&[1.0, 1.1, 0.9, 1.05, 0.95, 1.02, 0.98]);
         assert!(low <= 1.0 && 1.0 <= high && high - low < 0.2, "{low} {high}");
         assert_eq!(bootstrap(&[2.0; 5]), (2.0, 2.0));
+    }
+
+    #[test]
+    fn one_odd_point_does_not_move_the_slope() {
+        let mut points: Vec<_> = (1..=6).map(|n| (f64::from(n), 100.0 + 3.0 * f64::from(n))).collect();
+        assert!((slope(&points) - 3.0).abs() < 1e-9);
+        points[0].1 += 1_000.0;
+        assert!((slope(&points) - 3.0).abs() < 1e-9);
     }
 }
