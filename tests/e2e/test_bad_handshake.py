@@ -47,7 +47,7 @@ KEY = next(line for line in GOOD.split(b"\r\n") if line.startswith(b"Sec-WebSock
         "key twice": (400, changed(KEY, KEY + b"\r\n" + KEY)),
         "key of the wrong length": (400, changed(KEY, b"Sec-WebSocket-Key: c2hvcnQ=")),
         "wrong WebSocket version": (426, changed(b"Version: 13", b"Version: 12")),
-        "a request, no upgrade": (426, without(b"Upgrade").replace(b"Connection: Upgrade", b"X: y")),
+        "a request, no upgrade": (400, without(b"Upgrade").replace(b"Connection: Upgrade", b"X: y")),
         "no upgrade": (400, without(b"Upgrade")),
         "no connection": (400, without(b"Connection")),
     }.values(),
