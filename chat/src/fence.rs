@@ -46,13 +46,12 @@ impl Fences {
     /// `send` was refused and its sender will be told to try again.
     pub fn failed(&mut self, session: SessionAddress, conversation: ConversationId, fence: u32) {
         let key = (session, conversation);
-        match self.failed.get_mut(&key) {
+        if let Some(failed) = self.failed.get_mut(&key) {
             // An older send may fail later than a newer one: what the newer one blocks stays blocked.
-            Some(failed) => *failed = fence.max(*failed),
-            None => {
-                self.failed.insert(key, fence);
-                self.order.push_back(key);
-            }
+            *failed = fence.max(*failed);
+        } else {
+            self.failed.insert(key, fence);
+            self.order.push_back(key);
         }
         while self.order.len() > self.max {
             let oldest = self.order.pop_front().expect("longer than max");

@@ -135,6 +135,11 @@ impl Node {
         self.hosts[shard].shard.is_serving()
     }
 
+    /// Nothing waits for its commit.
+    pub fn is_quiet(&self) -> bool {
+        self.hosts.iter().all(|host| host.shard.chat().is_quiet())
+    }
+
     /// Where what happens to a shard's connections is told.
     pub fn events(&mut self, shard: usize) -> &mut EventBatch {
         &mut self.hosts[shard].input.ring

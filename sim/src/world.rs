@@ -483,7 +483,8 @@ impl World {
     /// Nothing is going on except what time will bring.
     fn is_quiet(&mut self) -> bool {
         self.collect();
-        self.actions.is_empty()
+        // What its author gave up may still be with storage.
+        self.actions.is_empty() && self.node.is_quiet()
     }
 
     fn give_all_marks(&mut self) -> Verdict {
