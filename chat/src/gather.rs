@@ -105,13 +105,13 @@ impl Users {
         };
         let mut conversations: Vec<_> =
             rows.iter().filter_map(|(key, _)| ConversationId::from_key(key.get(8..)?)).collect();
-        for &new in self.new_memberships(request.user) {
-            if !conversations.contains(&new) {
-                conversations.push(new);
-            }
-        }
+        conversations.extend(self.new_memberships(request.user));
+        conversations.sort_unstable();
+        conversations.dedup();
+        let max = self.limits.conversations_per_user_max as usize;
         let gather = &mut self.gathers[key];
-        gather.truncated = rows.more;
+        gather.truncated = rows.more || conversations.len() > max;
+        conversations.truncate(max);
         gather.remaining = conversations;
         self.ask(key, fx);
     }
@@ -209,7 +209,9 @@ impl Users {
             Purpose::List { skip, limit } => (skip as usize, limit as usize),
             Purpose::Delta { .. } | Purpose::Changes { .. } => (0, usize::MAX),
         };
-        let more = gather.truncated || gather.summaries.len() > skip.saturating_add(window);
+        // A list that leaves out what is over the limit ends all the same: there is no page behind the last.
+        let is_page = matches!(gather.purpose, Purpose::List { .. });
+        let more = (gather.truncated && !is_page) || gather.summaries.len() > skip.saturating_add(window);
         let listed: Vec<_> = gather.summaries.into_iter().skip(skip).take(window).map(|(_, _, bytes)| bytes).collect();
         let (count, summaries) = (listed.len(), listed.concat());
         let request = gather.request;

@@ -5,7 +5,7 @@
 //! tail, from which a reconnect is answered without a read. Nothing here survives a restart, and
 //! nothing has to: a number from an older epoch is answered with a snapshot.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use slab::Slab;
 use wire::ids::{ChangeNumber, ConversationId, DeviceId, UserId};
@@ -76,7 +76,8 @@ pub(crate) struct Users {
     /// When they try again if no mail brings a turn before: a full mailbox empties in its own time.
     pub stuck_until_ms: u64,
     /// Memberships that the views may lack.
-    new_members: HashMap<UserId, Vec<ConversationId>, SeededState>,
+    new_members: HashMap<UserId, HashSet<ConversationId, SeededState>, SeededState>,
+    state: SeededState,
     new_members_order: VecDeque<(u64, UserId, ConversationId)>,
     checkpoints: u64,
     pub counters: Counters,
@@ -99,6 +100,7 @@ impl Users {
             stuck: Vec::new(),
             stuck_until_ms: 0,
             new_members: HashMap::with_hasher(state),
+            state,
             new_members_order: VecDeque::new(),
             checkpoints: 0,
             counters: Counters::default(),
@@ -331,7 +333,19 @@ impl Users {
         self.push_to_sessions(id, &letter, author_device, fx);
         if self.tails_bytes > self.limits.tails_bytes_max as usize {
             self.forget_idle();
+            self.cut_tail(id);
         }
+    }
+
+    /// When those who are there have too much between them, whoever gets something new is answered without
+    /// the old: with the conversations that changed.
+    fn cut_tail(&mut self, id: UserId) {
+        let (counter, over) = (self.counter, self.tails_bytes > self.limits.tails_bytes_max as usize);
+        let tail = self.user_mut(id).and_then(|user| user.tail.as_mut());
+        let Some(tail) = tail.filter(|_| over) else { return };
+        let letters = std::mem::take(&mut tail.letters);
+        (tail.start, tail.count, tail.floor) = (0, 0, counter);
+        self.tails_bytes -= letters.capacity();
     }
 
     /// Posts to the user's open sessions, except to the device that caused it.
@@ -343,16 +357,15 @@ impl Users {
     }
 
     fn note_membership(&mut self, user: UserId, conversation: ConversationId) {
-        let known = self.new_members.entry(user).or_default();
-        if !known.contains(&conversation) {
-            known.push(conversation);
+        let known = self.new_members.entry(user).or_insert_with(|| HashSet::with_hasher(self.state));
+        if known.insert(conversation) {
             self.new_members_order.push_back((self.checkpoints, user, conversation));
         }
     }
 
     /// Conversations of `user` that the views may lack.
-    pub(crate) fn new_memberships(&self, user: UserId) -> &[ConversationId] {
-        self.new_members.get(&user).map_or(&[], Vec::as_slice)
+    pub(crate) fn new_memberships(&self, user: UserId) -> impl Iterator<Item = ConversationId> {
+        self.new_members.get(&user).into_iter().flatten().copied()
     }
 
     pub(crate) fn checkpoint_done(&mut self) {
@@ -361,7 +374,7 @@ impl Users {
             self.new_members_order.pop_front_if(|entry| entry.0 + CHECKPOINTS_UNTIL_STORED <= self.checkpoints)
         {
             if let Some(known) = self.new_members.get_mut(&user) {
-                known.retain(|known| *known != conversation);
+                known.remove(&conversation);
                 if known.is_empty() {
                     self.new_members.remove(&user);
                 }
@@ -441,6 +454,8 @@ impl Tail {
         if self.start > self.letters.len() / 2 {
             self.letters.drain(..self.start);
             self.start = 0;
+            // One long message must not make a short tail large for ever.
+            self.letters.shrink_to(2 * limits.tail_bytes_max as usize);
         }
         match self.changed.iter_mut().find(|(known, _)| *known == conversation) {
             Some(known) => known.1 = counter,

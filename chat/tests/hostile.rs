@@ -434,6 +434,7 @@ fn pages_downwards_are_whole_whatever_is_in_memory() {
         assert_eq!(seen, (1..=20).collect::<Vec<_>>());
     }
 }
+
 /// P10: who sends again while the store is silent is told again, within the same time.
 #[test]
 fn a_repeat_that_joins_a_stalled_send_is_answered() {
@@ -462,4 +463,49 @@ fn a_repeat_that_joins_a_stalled_send_is_answered() {
     world.answer(group, Outcome::Committed);
     world.settle();
     assert_eq!(count(&world.take(1), r#""seq":2"#), 1);
+}
+
+/// Users share the memory for what a resume is answered from, also while all of them are there.
+#[test]
+fn tails_of_users_who_are_there_stay_within_their_bound() {
+    let limits = Limits { tails_bytes_max: 1 << 20, ..Limits::default() };
+    let mut world = World::new(limits);
+    let a = world.open(1, A, 1, None);
+    let body = "x".repeat(60_000);
+    for n in 0..100 {
+        world.open(10 + n, UserId(10 + n), 1, None);
+    }
+    for n in 0..100 {
+        world.send(a, UserId(10 + n), &body);
+        for _ in 0..20 {
+            world.send(a, UserId(10 + n), &"x".repeat(500));
+        }
+        world.settle();
+    }
+    let sizes: HashMap<_, _> = world.chat.sizes().into_iter().collect();
+    assert!(sizes["tails_bytes"] <= (1 << 20) + 200_000, "{} bytes", sizes["tails_bytes"]);
+}
+
+/// Whoever has more conversations than lists read comes to the end of the pages.
+#[test]
+fn pages_of_a_list_end_though_some_conversations_are_over_the_limit() {
+    let mut world = World::new(Limits { conversations_per_user_max: 3, ..Limits::default() });
+    let a = world.open(1, A, 1, None);
+    for peer in 10..15 {
+        world.send(a, UserId(peer), "x");
+    }
+    world.settle();
+    for covered in [false, true] {
+        if covered {
+            world.checkpoint();
+        }
+        for (cursor, more) in [("0", true), ("2", false), ("3", false)] {
+            let rest = world.chat.rest(ClientKey(9), Identity { user: A, device: DeviceId(0) });
+            world.frame(rest, &ClientFrame::Conversations { limit: Some(2), cursor: Some(cursor.into()) });
+            world.settle();
+            let answer = world.take(9).remove(0);
+            assert_eq!(answer.contains(r#""cursor""#), more, "{answer}");
+            world.chat.closed(rest, &mut world.out);
+        }
+    }
 }
