@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use chat::ChatConfig;
-use ring::{Claim, Doorbell, RingConfig, RingError};
+use ring::{Claim, Doorbell, KernelRing, RingConfig, RingError};
 use shard_router::{MailLimits, Mailbox, Sleeper, Slot, SlotMap};
 use storage::embedded::{EmbeddedConfig, EmbeddedStore};
 use storage::postgres::{PostgresConfig, PostgresStore};
@@ -81,6 +81,7 @@ pub fn make_directory(path: &Path) -> Result<(), storage::embedded::StartError> 
 impl Node {
     /// Starts the store and every shard, or nothing. Returns once clients are served.
     pub fn start(config: &Config, auth: Authenticator) -> Result<Self, StartError> {
+        probe_io_uring()?;
         // All shards listen on one port; the claim keeps other processes from joining them.
         let claim = claim(config.server.listen)?;
         let internal = Internal::bind(config.server.internal)
@@ -136,7 +137,7 @@ impl Node {
         match begun {
             Ok(()) => Ok(node),
             Err(error) => {
-                node.stop();
+                node.abandon();
                 Err(error)
             }
         }
@@ -198,12 +199,37 @@ impl Node {
         clean
     }
 
+    /// Ends all threads without a last checkpoint: shards that never began could not contribute to it.
+    fn abandon(mut self) {
+        if let Some(store) = self.status.store.lock().expect("nobody panics while holding it").take() {
+            store.abandon();
+        }
+        self.advance(Phase::Stopping);
+        for thread in std::mem::take(&mut self.threads) {
+            thread.join().expect("a shard that panics ends the process");
+        }
+    }
+
     fn advance(&self, phase: Phase) {
         self.status.phase.advance(phase);
         for doorbell in &self.doorbells {
             doorbell.ring();
         }
     }
+}
+
+/// Makes a small ring and lets it go: where io_uring is refused, this says so in a sentence, before the
+/// store's own ring would end the process.
+fn probe_io_uring() -> Result<(), RingError> {
+    let small = RingConfig {
+        connections_max: 1,
+        submissions: 4,
+        completions: 8,
+        receive_buffers: 1,
+        receive_buffer_bytes: 64,
+        ..RingConfig::default()
+    };
+    KernelRing::new(&small, Doorbell::new()?).map(drop)
 }
 
 /// Takes the public address. A process that was killed is gone before its ring is: the kernel ends the

@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 
 import pytest
 
@@ -137,6 +138,29 @@ def test_a_directory_that_cannot_be_written(directory):
     listen = f"127.0.0.1:{places.free_port()}"
     said = one_sentence(ringway("dev", "--listen", listen, "--data", f"{directory}/file/data", env=environment))
     assert f"{directory}/file/data" in said
+
+
+# Installs a seccomp filter that refuses io_uring_setup (425), as container runtimes do, and runs a command.
+WITHOUT_IO_URING = """
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None)
+program = [(0x20, 0, 0, 0), (0x15, 0, 1, 425), (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7FFF0000)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in program))
+class Filter(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_void_p)]
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, ctypes.byref(Filter(len(program), ctypes.addressof(code))), 0, 0) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_io_uring_that_is_refused(directory):
+    environment = os.environ | {"RINGWAY_SERVER_INTERNAL": f"127.0.0.1:{places.free_port()}"}
+    listen = f"127.0.0.1:{places.free_port()}"
+    command = [sys.executable, "-c", WITHOUT_IO_URING, str(places.binary("ringway"))]
+    command += ["dev", "--listen", listen, "--data", f"{directory}/data"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert "io_uring" in one_sentence(done)
 
 
 def test_a_class_that_the_backend_does_not_give_is_refused(directory):
