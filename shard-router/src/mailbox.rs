@@ -222,9 +222,7 @@ impl Mailbox {
                 // it could hold all the room there is, for ever.
                 let is_nested = matches!(letter.mail, Mail::Summarise { .. });
                 let requests_max = self.limits.requests_max.saturating_mul(1 + u32::from(is_nested));
-                if outbox.outstanding >= requests_max
-                    || outbox.batch.bytes.len() >= self.limits.request_bytes_max
-                {
+                if outbox.outstanding >= requests_max || outbox.batch.bytes.len() >= self.limits.request_bytes_max {
                     self.counters.requests_refused += 1;
                     return Posted::Refused;
                 }

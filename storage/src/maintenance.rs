@@ -2,7 +2,7 @@
 //!
 //! All three hold the directory's lock, so that they never look at a store that changes. They use the
 //! server's own recovery and its own views to judge; only when those stop at the first damaged place does
-//! [`damage`] walk on, to name every one.
+//! `damage` walk on, to name every one.
 
 mod damage;
 #[cfg(test)]
