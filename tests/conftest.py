@@ -10,17 +10,10 @@ from harness.server import Server, temporary_directory
 _not_run = []
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "runs_alone: needs the machine for itself")
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item, call):
-    outcome = yield
-    report = outcome.get_result()
+def pytest_runtest_logreport(report):
     if report.skipped:
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        _not_run.append((item.nodeid, reason.removeprefix("Skipped: ")))
+        _not_run.append((report.nodeid, reason.removeprefix("Skipped: ")))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -213,6 +213,9 @@ def test_a_full_disk_is_said_and_survived(make_server, make_disk, users):
             id = alice.post(users[1], body)
             try:
                 acked = alice.expect("stored", id=id, seconds=60)["seq"]
+                # Bob keeps up: who lags gets no typing.
+                bob.expect("message", seq=acked)
+                bob.beat()
             except Refused as refused:
                 assert refused.code == "unavailable"
                 assert refused.frame["retryable"] is True
@@ -220,6 +223,11 @@ def test_a_full_disk_is_said_and_survived(make_server, make_disk, users):
                 stuck = id
                 break
         assert stuck, "the disk never filled"
+
+        # What was sent behind it may not overtake it (P5).
+        with pytest.raises(Refused) as behind:
+            alice.send(users[1], "behind the one that failed")
+        assert behind.value.code == "retry"
 
         # Connections, reading and typing go on.
         assert whole_history(alice, conv)[-1]["seq"] == acked

@@ -1,6 +1,7 @@
 """Where things are, and ports and waiting without sleeping blindly."""
 
 import os
+import random
 import socket
 import time
 from pathlib import Path
@@ -18,11 +19,20 @@ def binary(name):
 
 
 def free_port():
-    """A port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on at this moment.
+
+    Below the range from which the system takes ports of outgoing connections: a client that connects again and
+    again to a server that is down would else some day get the server's port for itself.
+    """
+    while True:
+        port = random.randrange(12_000, 32_000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                pass  # Taken: another one.
 
 
 def wait_until(condition, what, seconds=30.0):
