@@ -135,9 +135,12 @@ impl Node {
         self.hosts[shard].shard.is_serving()
     }
 
-    /// Nothing waits for its commit.
+    /// Nothing waits for its commit or for a read.
     pub fn is_quiet(&self) -> bool {
-        self.hosts.iter().all(|host| host.shard.chat().is_quiet())
+        self.hosts.iter().map(|host| host.shard.chat()).all(|chat| {
+            let waits = |name: &str| matches!(name, "awaited_reads" | "parked_bytes");
+            chat.is_quiet() && chat.sizes().iter().all(|&(name, held)| held == 0 || !waits(name))
+        })
     }
 
     /// Where what happens to a shard's connections is told.
