@@ -57,7 +57,13 @@ impl Owner {
         match countable {
             Some(countable) => self.take_mark(now, request, id, (delivered, read, countable), fx),
             None => {
-                self.read_history(id, (read, read), Reading::Mark { request, conversation: id, delivered, read }, fx);
+                self.read_history(
+                    id,
+                    (read, read),
+                    true,
+                    Reading::Mark { request, conversation: id, delivered, read },
+                    fx,
+                );
             }
         }
     }
@@ -173,13 +179,15 @@ impl Owner {
         }
         self.pulls += 1;
         let reading = Reading::Page { pull: *pull, lowest, highest, stored_highest, recent };
-        self.read_history(id, (lowest, stored_highest), reading, fx);
+        self.read_history(id, (lowest, stored_highest), pull.ascending, reading, fx);
     }
 
+    /// Reads no more than a page, from the end at which the page begins.
     fn read_history<E: Effects>(
         &mut self,
         id: ConversationId,
         (lowest, highest): (u64, u64),
+        ascending: bool,
         reading: Reading,
         fx: &mut E,
     ) {
@@ -190,23 +198,24 @@ impl Owner {
             start: key(lowest),
             end: key(highest + 1),
             rows_max: (highest - lowest + 1) as u32,
-            bytes_max: u32::MAX,
-            reverse: false,
+            bytes_max: self.limits.page_bytes_max,
+            reverse: !ascending,
         };
         fx.storage(StorageRequest::Read(ticket_of(ticket), range));
     }
 
     /// The history view has answered.
     pub(crate) fn read<E: Effects>(&mut self, now: Now, reading: Reading, answer: Result<Rows, ReadError>, fx: &mut E) {
-        let (request, id, lowest, stored_highest) = match &reading {
+        let (request, id, wanted, ascending) = match &reading {
             Reading::Page { pull, lowest, stored_highest, .. } => {
                 self.pulls -= 1;
-                (pull.request, pull.conversation, *lowest, *stored_highest)
+                (pull.request, pull.conversation, *lowest..=*stored_highest, pull.ascending)
             }
-            Reading::Mark { request, conversation, read, .. } => (*request, *conversation, *read, *read),
+            Reading::Mark { request, conversation, read, .. } => (*request, *conversation, *read..=*read, true),
         };
         let rows = match answer {
-            Ok(rows) if is_dense(&rows, id, lowest, stored_highest) => rows,
+            Ok(rows) if ascending && is_dense(&rows, id, wanted.clone()) => rows,
+            Ok(rows) if !ascending && is_dense(&rows, id, wanted.clone().rev()) => rows,
             other => {
                 self.counters.read_errors += 1;
                 let code = match other {
@@ -263,7 +272,7 @@ impl Owner {
         if pull.ascending {
             let _ = stored.chain(prefixed(recent)).all(&mut add);
         } else {
-            let _ = prefixed(recent).chain(stored.rev()).all(&mut add);
+            let _ = prefixed(recent).chain(stored).all(&mut add);
         }
         let more = match last {
             Some(last) if pull.ascending => last < head,
@@ -314,11 +323,10 @@ impl Owner {
     }
 }
 
-/// Whether the rows are exactly the messages `lowest..=highest` of the conversation.
-fn is_dense(rows: &Rows, id: ConversationId, lowest: u64, highest: u64) -> bool {
-    let mut expected = lowest..=highest;
+/// Whether the rows are exactly the messages wanted, in that order, or as many of them as one read may bring.
+fn is_dense(rows: &Rows, id: ConversationId, mut wanted: impl Iterator<Item = u64>) -> bool {
     let all = rows.iter().all(|(key, row)| {
-        let seq = expected.next();
+        let seq = wanted.next();
         key.len() == 25
             && row.len() >= HEADER_BYTES
             && key[..17] == id.key()
@@ -326,5 +334,5 @@ fn is_dense(rows: &Rows, id: ConversationId, lowest: u64, highest: u64) -> bool 
                 key[17..] == seq.to_be_bytes() && Record::read(row).is_ok_and(|r| r.seq == seq && r.conversation == id)
             })
     });
-    all && expected.next().is_none()
+    all && (wanted.next().is_none() || (rows.more && !rows.index.is_empty()))
 }
