@@ -142,10 +142,11 @@ impl Users {
             Mail::Refused { request, code, .. } if request.number & GATHER_BIT != 0 => {
                 self.summary_refused(request, code, fx);
             }
-            Mail::Stored { request, .. }
-            | Mail::Marked { request }
-            | Mail::Page { request, .. }
-            | Mail::Refused { request, .. } => {
+            Mail::Stored { request, conversation, seq, .. } => {
+                fx.post(&Letter { to: Address::Session(request.session), ..*letter });
+                self.tell_successor(request, conversation, seq, fx);
+            }
+            Mail::Marked { request } | Mail::Page { request, .. } | Mail::Refused { request, .. } => {
                 fx.post(&Letter { to: Address::Session(request.session), ..*letter });
             }
             Mail::Message { .. } | Mail::Tick { .. } | Mail::MarkMoved { .. } | Mail::Dirty { .. } => {
@@ -353,6 +354,18 @@ impl Users {
         let Some(user) = self.user(user) else { return };
         for session in user.sessions.iter().filter(|session| !session.opening && Some(session.device) != except) {
             fx.post(&Letter { to: Address::Session(session.address), ..*letter });
+        }
+    }
+
+    /// The answer to a send goes to the session that sent, and the message to the user's other devices. If
+    /// the device has come back on a new session meanwhile, nobody has told that one.
+    fn tell_successor<E: Effects>(&self, request: Request, conversation: ConversationId, seq: u64, fx: &mut E) {
+        let Some(user) = self.user(request.user) else { return };
+        let now = user.sessions.iter().find(|session| session.device == request.device);
+        // One that is opening gets the message out of the tail.
+        if let Some(session) = now.filter(|session| session.address != request.session && !session.opening) {
+            let mail = Mail::Dirty { user: request.user, conversation, head: seq };
+            fx.post(&Letter { to: Address::Session(session.address), mail, payload: &[] });
         }
     }
 

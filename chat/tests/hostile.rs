@@ -509,3 +509,21 @@ fn pages_of_a_list_end_though_some_conversations_are_over_the_limit() {
         }
     }
 }
+
+/// Who sent is gone before the commit, and the device is back on a new connection that knows nothing of it.
+#[test]
+fn a_device_that_came_back_hears_of_what_it_sent_on_its_last_connection() {
+    let mut world = World::new(Limits::default());
+    let (a, _) = (world.open(1, A, 1, None), world.open(2, B, 1, None));
+    world.appends_wait = true;
+    world.send(a, B, "cut off");
+    world.settle();
+    world.chat.closed(a, &mut world.out);
+    world.open(3, A, 1, None);
+    world.take(3);
+    let group = world.appends.pop().unwrap();
+    world.answer(group, Outcome::Committed);
+    world.settle();
+    let told = world.take(3);
+    assert_eq!(count(&told, "lagging"), 1, "{told:?}");
+}
