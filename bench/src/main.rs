@@ -14,7 +14,7 @@ use bench::figures::{bootstrap, median, save, slope};
 use bench::server::{Process, Trouble, cpu_ns};
 use clap::{Parser, Subcommand};
 use loadgen::key::TokenKey;
-use loadgen::report::Report;
+use loadgen::result::{Distribution, RunResult};
 use loadgen::run::{Plan, run};
 use serde_json::json;
 
@@ -265,7 +265,7 @@ fn idle(rounds: u32, hold: u64) -> Result<(), Trouble> {
     Ok(())
 }
 
-type Held = std::thread::JoinHandle<Result<Report, loadgen::run::RunError>>;
+type Held = std::thread::JoinHandle<Result<RunResult, loadgen::run::RunError>>;
 
 /// Opens sessions that stay until `stop`; returns when all are open.
 fn hold_sessions(
@@ -297,7 +297,7 @@ fn hold_sessions(
 
 /// A run of messages, and what the server spent on it.
 struct Spent {
-    report: Report,
+    report: RunResult,
     /// Of all threads, per stored message, while messages were due.
     cpu_us: f64,
     /// System calls of the shard's ring, per stored message.
@@ -323,7 +323,7 @@ fn chat(server: &Process, scratch: &Scratch, plan: Plan) -> Result<Spent, Troubl
         match begun {
             None => begun = Some(now()),
             Some(before) => {
-                stored += line.acked;
+                stored += line.tally.counts.acked;
                 let now = now();
                 spent = std::array::from_fn(|at| (now[at] - before[at]) / stored as f64);
             }
@@ -364,9 +364,9 @@ fn durable(users: u32, rate: f64, seconds: u64) -> Result<(), Trouble> {
         json!({
             "offered_per_second": spent.report.offered_per_second,
             "stored_per_second": spent.report.achieved_per_second,
-            "ack_ms": spent.report.ack_ms,
-            "delivery_ms": spent.report.delivery_ms,
-            "schedule_error_ms": spent.report.schedule_error_ms,
+            "ack_ms": quantiles(&spent.report.latency.ack),
+            "delivery_ms": quantiles(&spent.report.latency.delivery),
+            "schedule_error_ms": quantiles(&spent.report.latency.schedule_error),
             "server_cpu_us_per_message": spent.cpu_us,
             "generator_cpu_percent": spent.report.generator_cpu_percent,
             "generator_bound": spent.report.generator_bound,
@@ -381,6 +381,11 @@ fn durable(users: u32, rate: f64, seconds: u64) -> Result<(), Trouble> {
     Ok(())
 }
 
+/// Without the histogram.
+fn quantiles(of: &Distribution) -> Distribution {
+    Distribution { histogram: String::new(), ..of.clone() }
+}
+
 fn show(what: &str, spent: &Spent, latencies: bool) {
     let report = &spent.report;
     print!(
@@ -388,7 +393,7 @@ fn show(what: &str, spent: &Spent, latencies: bool) {
         report.achieved_per_second, spent.cpu_us, report.generator_cpu_percent
     );
     if latencies {
-        let ack = &report.ack_ms;
+        let ack = &report.latency.ack;
         print!("; stored p50 {:.2} ms, p99 {:.2} ms, p99.9 {:.2} ms", ack.p50, ack.p99, ack.p99_9);
     }
     println!();

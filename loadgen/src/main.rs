@@ -8,8 +8,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use loadgen::interval::Interval;
 use loadgen::key::{KeyError, TokenKey};
-use loadgen::report::Line;
 use loadgen::run::{Plan, run};
 use loadgen::schedule::Arrivals;
 use loadgen::verify::verify;
@@ -178,18 +178,17 @@ fn run_command(arguments: &RunArguments) -> ExitCode {
         }
     }
     let mut show = progress();
-    let report = match run(&arguments.plan(key), &stop, |line| show(line)) {
-        Ok(report) => report,
+    let result = match run(&arguments.plan(key), &stop, |line| show(line)) {
+        Ok(result) => result,
         Err(error) => return could_not(&error),
     };
-    println!("{report}");
-    if let Some(path) = &arguments.json {
-        let text = serde_json::to_string_pretty(&report).expect("a report is plain data");
-        if let Err(error) = std::fs::write(path, text + "\n") {
-            return could_not(&error);
-        }
+    println!("{result}");
+    if let Some(path) = &arguments.json
+        && let Err(error) = result.write(path)
+    {
+        return could_not(&error);
     }
-    if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(1) }
+    if result.passed() { ExitCode::SUCCESS } else { ExitCode::from(1) }
 }
 
 impl RunArguments {
@@ -218,7 +217,7 @@ impl RunArguments {
 }
 
 /// A line that is drawn over on a terminal, and one line a second anywhere else.
-fn progress() -> Box<dyn FnMut(&Line)> {
+fn progress() -> Box<dyn FnMut(&Interval)> {
     if !std::io::stderr().is_terminal() {
         return Box::new(|line| eprintln!("{line}"));
     }

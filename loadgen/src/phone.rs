@@ -21,7 +21,7 @@ use crate::body::Stamp;
 use crate::frames::{self, Heard, Item};
 use crate::key::TokenKey;
 use crate::random::{Random, hash};
-use crate::tally::{Counts, Tally, Times};
+use crate::tally::{Counts, Tally};
 
 const MS: u64 = 1_000_000;
 /// How long an answer may take before the connection is given up.
@@ -63,8 +63,6 @@ pub struct Around<'a> {
     pub random: &'a mut Random,
     pub tally: &'a mut Tally,
     pub acks: Option<&'a mut AckWriter>,
-    /// Acknowledgement times since the last report.
-    pub last_ack: &'a mut Times,
     /// Room to build a body in.
     pub body: &'a mut String,
 }
@@ -576,7 +574,6 @@ impl Phone {
         around.tally.counts.dup_acks += u64::from(heard.dup);
         let took_ns = around.now_ns.saturating_sub(unacked.stamp.due_ns);
         around.tally.ack.record(took_ns);
-        around.last_ack.record(took_ns);
         self.write_down(&unacked, heard, around);
         if around.habits.resend && unacked.stamp.counter % 100 == 99 && self.echo.is_none() {
             self.echo = Some((id, seq));

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 
 use crate::acks::AckWriter;
+use crate::interval::Interval;
 use crate::key::TokenKey;
 use crate::phone::Habits;
 use crate::random::Random;
-use crate::report::{Line, Report};
+use crate::result::{FORMAT, Latencies, RunResult, Scenario};
 use crate::schedule::Arrivals;
-use crate::tally::{Counts, Tally, Times};
+use crate::tally::Tally;
 use crate::worker::{self, Orders, Phase, Progress};
 
 /// What a run is made of.
@@ -113,7 +114,7 @@ pub fn resolve(url: &str) -> Result<(String, SocketAddr), RunError> {
 }
 
 /// Runs the plan; `show` is called about once a second. `stop` ends it early.
-pub fn run(plan: &Plan, stop: &Arc<AtomicBool>, mut show: impl FnMut(&Line)) -> Result<Report, RunError> {
+pub fn run(plan: &Plan, stop: &Arc<AtomicBool>, mut show: impl FnMut(&Interval)) -> Result<RunResult, RunError> {
     let (host, server) = resolve(&plan.url)?;
     check(plan)?;
     let acks = plan.acks.as_deref().map(AckWriter::open).transpose().map_err(RunError::Acks)?;
@@ -168,14 +169,38 @@ pub fn run(plan: &Plan, stop: &Arc<AtomicBool>, mut show: impl FnMut(&Line)) -> 
     drop(progress);
     let mut watch = Watch::new(plan, &phase, stop, clock);
     watch.until_all_ended(&shown, &mut show);
-    let mut tally = Tally::default();
     for thread in threads {
-        tally.merge(&thread.join().expect("a thread of phones does not panic")?);
+        watch.since.merge(&thread.join().expect("a thread of phones does not panic")?);
     }
-    if tally.counts.opened == 0 {
-        return Err(RunError::Unreachable { url: plan.url.clone(), why: why(&tally) });
+    // What came after the last second that all told of, the losses among it.
+    show(&watch.interval());
+    if watch.total.counts.opened == 0 {
+        return Err(RunError::Unreachable { url: plan.url.clone(), why: why(&watch.total) });
     }
-    Ok(Report::new(plan, &tally, &watch.measured()))
+    Ok(result(plan, &watch.total, &watch.measured))
+}
+
+/// The engine's part of the result.
+fn result(plan: &Plan, tally: &Tally, measured: &Measured) -> RunResult {
+    let seconds = measured.seconds.max(1e-9);
+    let cpu_percent = measured.cpu_seconds / seconds * 100.0;
+    RunResult {
+        format: FORMAT,
+        scenario: Scenario { name: if plan.rate > 0.0 { "pairs" } else { "idle" }.to_owned(), toml: String::new() },
+        users: plan.users,
+        open: measured.open,
+        payload_bytes: plan.payload_bytes,
+        seed: plan.seed,
+        seconds: measured.seconds,
+        offered_per_second: tally.counts.offered as f64 / seconds,
+        achieved_per_second: tally.counts.acked_in_time as f64 / seconds,
+        generator_bound: cpu_percent > 90.0 * f64::from(plan.threads),
+        generator_cpu_percent: cpu_percent,
+        counts: tally.counts,
+        errors: tally.errors.clone(),
+        latency: Latencies::of(tally),
+        ..RunResult::default()
+    }
 }
 
 fn check(plan: &Plan) -> Result<(), RunError> {
@@ -218,7 +243,11 @@ struct Watch<'a> {
     clock: Instant,
     latest: Vec<Option<Progress>>,
     told: Vec<bool>,
-    before: Counts,
+    /// Since the last interval that was shown, and since the beginning.
+    since: Tally,
+    total: Tally,
+    shown_at: f64,
+    shown_cpu: f64,
     begun: Option<(Instant, f64)>,
     measured: Measured,
 }
@@ -226,7 +255,6 @@ struct Watch<'a> {
 impl<'a> Watch<'a> {
     fn new(plan: &'a Plan, phase: &'a Phase, stop: &'a AtomicBool, clock: Instant) -> Self {
         let latest = (0..plan.threads).map(|_| None).collect();
-        let (before, measured) = (Counts::default(), Measured::default());
         Self {
             plan,
             phase,
@@ -234,17 +262,21 @@ impl<'a> Watch<'a> {
             clock,
             latest,
             told: vec![false; plan.threads as usize],
-            before,
+            since: Tally::default(),
+            total: Tally::default(),
+            shown_at: 0.0,
+            shown_cpu: cpu_seconds(),
             begun: None,
-            measured,
+            measured: Measured::default(),
         }
     }
 
-    fn until_all_ended(&mut self, shown: &Receiver<Progress>, show: &mut impl FnMut(&Line)) {
+    fn until_all_ended(&mut self, shown: &Receiver<Progress>, show: &mut impl FnMut(&Interval)) {
         loop {
             match shown.recv_timeout(Duration::from_millis(100)) {
                 Ok(progress) => {
                     let worker = progress.worker as usize;
+                    self.since.merge(&progress.tally);
                     self.latest[worker] = Some(progress);
                     self.told[worker] = true;
                 }
@@ -259,8 +291,7 @@ impl<'a> Watch<'a> {
             // When every thread has told of another second.
             if self.told.iter().all(|told| *told) {
                 self.told.fill(false);
-                let line = self.line();
-                show(&line);
+                show(&self.interval());
             }
         }
         if let Some((begun, cpu)) = self.begun
@@ -299,31 +330,30 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn line(&mut self) -> Line {
-        let (mut counts, mut ack) = (Counts::default(), Times::default());
-        for progress in self.latest.iter().flatten() {
-            counts.merge(&progress.counts);
-            ack.merge(&progress.ack);
-        }
-        let line = Line {
-            seconds: self.begun.map(|(begun, _)| begun.elapsed().as_secs()),
+    fn interval(&mut self) -> Interval {
+        let tally = std::mem::take(&mut self.since);
+        self.total.merge(&tally);
+        let (at, cpu) = (self.clock.elapsed().as_secs_f64(), cpu_seconds());
+        let length = at - self.shown_at;
+        let seconds = self.begun.map(|(begun, _)| begun.elapsed().as_secs());
+        let phase = match seconds {
+            None => "opening",
+            Some(_) if self.measured.seconds == 0.0 => "messages",
+            Some(_) => "answers",
+        };
+        let interval = Interval {
+            phase: phase.to_owned(),
+            at,
+            length,
+            seconds,
             open: self.sum(|progress| progress.open),
             users: self.plan.users,
-            offered: counts.offered - self.before.offered,
-            acked: counts.acked - self.before.acked,
-            delivered: counts.delivered - self.before.delivered,
-            ack_p50_ms: ack.quantile_ms(0.5),
-            ack_p99_ms: ack.quantile_ms(0.99),
-            cut: counts.cut,
-            doubled: counts.doubled,
-            reordered: counts.reordered,
+            tally,
+            total: self.total.counts,
+            generator_cpu_percent: (cpu - self.shown_cpu) / length.max(1e-3) * 100.0,
         };
-        self.before = counts;
-        line
-    }
-
-    fn measured(&self) -> Measured {
-        self.measured
+        (self.shown_at, self.shown_cpu) = (at, cpu);
+        interval
     }
 }
 

@@ -38,16 +38,17 @@ impl Times {
         self.0.len()
     }
 
-    /// Forgets all.
-    pub fn clear(&mut self) {
-        self.0.clear();
+    /// All of them, in nanoseconds.
+    pub fn histogram(&self) -> &Histogram<u64> {
+        &self.0
     }
 }
 
 macro_rules! counts {
     ($($name:ident $doc:literal,)*) => {
         /// How often what happened.
-        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+        #[serde(default)]
         pub struct Counts { $(#[doc = $doc] pub $name: u64,)* }
 
         impl Counts {
@@ -104,6 +105,8 @@ pub struct Tally {
     pub schedule: Times,
     /// From the beginning of a connection until `opened`.
     pub opening: Times,
+    /// From the beginning of a connection until nothing that the client missed is missing any more.
+    pub catch_up: Times,
     /// Errors by code, and closes by number.
     pub errors: BTreeMap<String, u64>,
 }
@@ -125,6 +128,7 @@ impl Tally {
         self.delivery.merge(&other.delivery);
         self.schedule.merge(&other.schedule);
         self.opening.merge(&other.opening);
+        self.catch_up.merge(&other.catch_up);
         for (code, count) in &other.errors {
             *self.errors.entry(code.clone()).or_default() += count;
         }

@@ -15,7 +15,7 @@ use crate::key::TokenKey;
 use crate::phone::{Around, Habits, Phone, Want, audit};
 use crate::random::Random;
 use crate::schedule::{Arrivals, Schedule};
-use crate::tally::{Tally, Times};
+use crate::tally::Tally;
 
 /// No phone.
 const NOBODY: u32 = u32::MAX;
@@ -61,14 +61,13 @@ pub(crate) struct Phase {
 /// What a thread says each second.
 pub(crate) struct Progress {
     pub worker: u32,
-    pub counts: crate::tally::Counts,
     /// Of the last second.
-    pub ack: Times,
+    pub tally: Tally,
     pub open: u32,
     pub was_open: u32,
 }
 
-/// Runs one thread to its end.
+/// Runs one thread to its end; what it measured since its last report comes back.
 pub(crate) fn run(worker: u32, orders: Orders) -> Result<Tally, ring::RingError> {
     let config = RingConfig {
         connections_max: orders.users + 16,
@@ -93,8 +92,10 @@ struct Worker {
     buffers: Vec<Vec<u8>>,
     wheel: Wheel,
     schedule: Option<Schedule>,
+    /// Since the last report.
     tally: Tally,
-    last_ack: Times,
+    /// Acknowledged before that.
+    acked: u64,
     body: String,
     now_ns: u64,
     reported_at: u64,
@@ -146,7 +147,7 @@ impl Worker {
             wheel,
             schedule: None,
             tally: Tally::default(),
-            last_ack: Times::default(),
+            acked: 0,
             body: String::with_capacity(orders.habits.payload_bytes.max(STAMP_BYTES)),
             now_ns: 0,
             reported_at: 0,
@@ -271,7 +272,6 @@ impl Worker {
             tally: &mut self.tally,
             acks: self.orders.acks.as_mut(),
             body: &mut self.body,
-            last_ack: &mut self.last_ack,
         };
         let want = act(&mut line.phone, &mut around);
         match (want, line.connection) {
@@ -365,9 +365,9 @@ impl Worker {
         self.reported_at = self.now_ns;
         let open = self.phones.iter().filter(|line| line.phone.is_open()).count() as u32;
         let was_open = self.phones.iter().filter(|line| line.phone.was_open()).count() as u32;
-        let ack = self.last_ack.clone();
-        self.last_ack.clear();
-        let progress = Progress { worker: self.number, counts: self.tally.counts, ack, open, was_open };
+        self.acked += self.tally.counts.acked;
+        let tally = std::mem::take(&mut self.tally);
+        let progress = Progress { worker: self.number, tally, open, was_open };
         // Whoever listened may have gone first.
         let _ = self.orders.progress.send(progress);
     }
@@ -385,7 +385,7 @@ impl Worker {
         }
         if !self.ended {
             self.ended = true;
-            self.tally.counts.acked_in_time = self.tally.counts.acked;
+            self.tally.counts.acked_in_time = self.acked + self.tally.counts.acked;
         }
         if self.now_ns >= end_ns + self.orders.drain_ns && !self.gave_up {
             self.gave_up = true;

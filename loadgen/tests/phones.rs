@@ -6,7 +6,7 @@ use loadgen::body::Stamp;
 use loadgen::key::TokenKey;
 use loadgen::phone::{Around, Habits, Phone, Want, audit};
 use loadgen::random::Random;
-use loadgen::tally::{Tally, Times};
+use loadgen::tally::Tally;
 use wire::http::{HttpLimits, Progress, RequestReader};
 use wire::ids::UserId;
 use wire::reader::{Event, Input, Reader};
@@ -44,7 +44,6 @@ struct World {
     key: TokenKey,
     random: Random,
     tally: Tally,
-    last_ack: Times,
     body: String,
 }
 
@@ -77,7 +76,6 @@ impl World {
             key: TokenKey::of_secret(b"any secret", "dev", "issuer", "audience"),
             random: Random::new(1, 1),
             tally: Tally::default(),
-            last_ack: Times::default(),
             body: String::new(),
         };
         world.pass(1);
@@ -92,7 +90,6 @@ impl World {
             random: &mut self.random,
             tally: &mut self.tally,
             acks: None,
-            last_ack: &mut self.last_ack,
             body: &mut self.body,
         };
         act(&mut self.phones[who], &mut around)

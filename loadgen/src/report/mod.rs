@@ -1,0 +1,3 @@
+//! How a run is shown: as a table at its end.
+
+mod table;

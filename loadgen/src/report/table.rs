@@ -1,0 +1,73 @@
+//! What came of a run, for people at a terminal.
+
+use std::fmt;
+
+use crate::result::RunResult;
+
+impl fmt::Display for RunResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = &self.counts;
+        writeln!(f, "sessions   {} open of {} users", self.open, self.users)?;
+        writeln!(
+            f,
+            "rate       {:.0}/s offered, {:.0}/s stored, over {:.1} s, {} bytes each",
+            self.offered_per_second, self.achieved_per_second, self.seconds, self.payload_bytes
+        )?;
+        let at_least = if self.generator_bound { "; generator-bound: read the rate as \"at least\"" } else { "" };
+        writeln!(f, "generator  {:.0} % of a core{at_least}", self.generator_cpu_percent)?;
+        writeln!(f, "\nms                p50      p90      p99    p99.9   p99.99      max      count")?;
+        let rows = [
+            ("stored", &self.latency.ack),
+            ("delivered", &self.latency.delivery),
+            ("caught up", &self.latency.catch_up),
+            ("schedule error", &self.latency.schedule_error),
+            ("opening", &self.latency.opening),
+        ];
+        for (name, q) in rows.iter().filter(|(_, q)| q.count > 0) {
+            writeln!(
+                f,
+                "{name:<14} {:>7.2}  {:>7.2}  {:>7.2}  {:>7.2}  {:>7.2}  {:>7.2}  {:>9}",
+                q.p50, q.p90, q.p99, q.p99_9, q.p99_99, q.max, q.count
+            )?;
+        }
+        writeln!(f, "\nlost {}, doubled {}, reordered {}", counts.lost, counts.doubled, counts.reordered)?;
+        writeln!(
+            f,
+            "offered {}, stored {} ({} of them dup), delivered {}, sent again {}, refused {}, unsent {}, unanswered {}",
+            counts.offered,
+            counts.acked,
+            counts.dup_acks,
+            counts.delivered,
+            counts.resent,
+            counts.failed,
+            counts.unsent,
+            counts.unanswered
+        )?;
+        writeln!(
+            f,
+            "cut {}, timeouts {}, reopened {}, pulls {}, lagging {}, generations changed {}, malformed {}",
+            counts.cut,
+            counts.timeouts,
+            counts.reopened,
+            counts.pulls,
+            counts.lagging,
+            counts.generations,
+            counts.malformed
+        )?;
+        for (code, count) in &self.errors {
+            writeln!(f, "error {code}: {count}")?;
+        }
+        for threshold in &self.thresholds {
+            let verdict = if threshold.passed { "pass" } else { "FAIL" };
+            let measured = threshold.measured.map_or_else(|| "not measured".to_owned(), |value| format!("{value:.2}"));
+            write!(f, "\n{verdict}  {}: {measured} {}", threshold.condition, threshold.unit)?;
+            if let Some(note) = &threshold.note {
+                write!(f, " ({note})")?;
+            }
+        }
+        if let Some(why) = &self.aborted {
+            write!(f, "\nended before its time: {why}")?;
+        }
+        Ok(())
+    }
+}
