@@ -1,4 +1,7 @@
 //! The other end of an echo: connections with one message in flight each, as fast as they come back.
+//!
+//! Both servers hold their connections all the time, and are asked in turn, for a moment each: whatever else the
+//! machine does meets both alike, and a pair of moments lies so close together that it cannot have changed much.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -11,7 +14,7 @@ use wire::writer::{Opcode, write_frame};
 
 use crate::server::{Trouble, cores, cpu_ns, machine_cpu_ns};
 
-/// What to echo, and for how long.
+/// Who echoes.
 #[derive(Debug, Clone, Copy)]
 pub struct Load {
     pub address: SocketAddr,
@@ -19,13 +22,11 @@ pub struct Load {
     pub websocket: bool,
     pub connections: u32,
     pub payload_bytes: usize,
-    pub warm_up: Duration,
-    pub measure: Duration,
     /// Whose processor time is counted.
     pub server: u32,
 }
 
-/// What came of it.
+/// What came of one moment.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Echoed {
     pub echoes: u64,
@@ -37,136 +38,178 @@ pub struct Echoed {
 }
 
 const NONCE: [u8; 16] = *b"an echo's nonce!";
+/// A server that has answered everything still takes back its buffers: then it sleeps, and its processor time is exact.
+const REST: Duration = Duration::from_millis(10);
 
 /// Where one connection stands.
 #[derive(Debug, Clone)]
 struct Line {
-    connection: Option<Connection>,
+    connection: Connection,
     head: Vec<u8>,
-    ready: bool,
     /// Bytes of the answer that have not come.
     left: usize,
 }
 
-/// Echoes and counts.
-pub fn run(load: &Load) -> Result<Echoed, Trouble> {
-    let config = RingConfig {
-        connections_max: load.connections + 8,
-        completions: 16_384,
-        receive_buffers: 4_096,
-        receive_buffer_bytes: 512,
-        ..RingConfig::default()
-    };
-    let mut ring = KernelRing::new(&config, Doorbell::new()?)?;
-    let (mut events, mut ops) = (EventBatch::with_capacity(8_192, 1 << 20), Ops::with_capacity(8_192));
-    let mut frame = Vec::new();
-    write_frame(&mut frame, Opcode::Binary, Some([1, 2, 3, 4]), &vec![b'x'; load.payload_bytes]);
-    // A server's frame carries no mask.
-    let answer_bytes = if load.websocket { frame.len() - 4 } else { frame.len() };
-    let host = load.address.to_string();
-    let upgrade = UpgradeRequest { host: &host, target: "/echo", nonce: NONCE, subprotocol: None, bearer: None };
-    let line = Line { connection: None, head: Vec::new(), ready: false, left: 0 };
-    let mut lines = vec![line; load.connections as usize];
-    let mut owners = vec![u32::MAX; load.connections as usize + 8];
-    let mut spare: Vec<Vec<u8>> = Vec::new();
-    for token in 0..u64::from(load.connections) {
-        ops.push(Op::Connect { token, address: load.address, source: None });
+/// All connections to one server.
+pub struct Lines {
+    load: Load,
+    ring: KernelRing,
+    events: EventBatch,
+    ops: Ops,
+    frame: Vec<u8>,
+    answer_bytes: usize,
+    each: Vec<Line>,
+    /// Line of each slot of the ring.
+    owners: Vec<u32>,
+    spare: Vec<Vec<u8>>,
+}
+
+impl Lines {
+    /// Connects, and upgrades if the server wants it.
+    pub fn open(load: Load) -> Result<Self, Trouble> {
+        let config = RingConfig {
+            connections_max: load.connections + 8,
+            completions: 16_384,
+            receive_buffers: 4_096,
+            receive_buffer_bytes: 512,
+            ..RingConfig::default()
+        };
+        let mut frame = Vec::new();
+        write_frame(&mut frame, Opcode::Binary, Some([1, 2, 3, 4]), &vec![b'x'; load.payload_bytes]);
+        let mut lines = Self {
+            load,
+            ring: KernelRing::new(&config, Doorbell::new()?)?,
+            events: EventBatch::with_capacity(8_192, 1 << 20),
+            ops: Ops::with_capacity(8_192),
+            // A server's frame carries no mask.
+            answer_bytes: if load.websocket { frame.len() - 4 } else { frame.len() },
+            frame,
+            each: Vec::with_capacity(load.connections as usize),
+            owners: vec![u32::MAX; load.connections as usize + 8],
+            spare: Vec::new(),
+        };
+        lines.connect()?;
+        Ok(lines)
     }
-    ring.submit(&mut ops);
-    let (mut ready, mut echoes) = (0, 0_u64);
-    let mut begun: Option<Begun> = None;
-    let deadline = Instant::now() + Duration::from_secs(30) + load.warm_up + load.measure;
-    let mut warm_at = None;
-    loop {
-        ring.wait(Some(Duration::from_millis(100)), &mut events)?;
-        while let Some(event) = events.pop() {
-            match event {
-                Event::Connected { connection, token } => {
-                    owners[connection.slot() as usize] = token as u32;
-                    let line = &mut lines[token as usize];
-                    line.connection = Some(connection);
-                    if load.websocket {
-                        let mut buffer = spare.pop().unwrap_or_default();
-                        write_upgrade_request(&mut buffer, &upgrade);
-                        ops.push(Op::Send { connection, buffer });
-                    } else {
-                        line.ready = true;
-                        ready += 1;
+
+    fn connect(&mut self) -> Result<(), Trouble> {
+        let host = self.load.address.to_string();
+        let upgrade = UpgradeRequest { host: &host, target: "/echo", nonce: NONCE, subprotocol: None, bearer: None };
+        for token in 0..u64::from(self.load.connections) {
+            self.ops.push(Op::Connect { token, address: self.load.address, source: None });
+        }
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let mut ready = 0;
+        while ready < self.load.connections {
+            self.ring.submit(&mut self.ops);
+            self.ring.wait(Some(Duration::from_millis(100)), &mut self.events)?;
+            while let Some(event) = self.events.pop() {
+                match event {
+                    Event::Connected { connection, .. } => {
+                        self.owners[connection.slot() as usize] = self.each.len() as u32;
+                        self.each.push(Line { connection, head: Vec::new(), left: 0 });
+                        if self.load.websocket {
+                            let mut buffer = Vec::new();
+                            write_upgrade_request(&mut buffer, &upgrade);
+                            self.ops.push(Op::Send { connection, buffer });
+                        } else {
+                            ready += 1;
+                        }
                     }
-                }
-                Event::Received { connection, range } => {
-                    let line = &mut lines[owners[connection.slot() as usize] as usize];
-                    if !line.ready {
-                        line.head.extend_from_slice(events.data(range));
+                    Event::Received { connection, range } => {
+                        let line = &mut self.each[self.owners[connection.slot() as usize] as usize];
+                        line.head.extend_from_slice(self.events.data(range));
                         if read_upgrade_response(&line.head, &upgrade)?.is_some() {
-                            line.ready = true;
                             line.head = Vec::new();
                             ready += 1;
                         }
-                        continue;
                     }
-                    line.left = line.left.checked_sub(range.len()).ok_or("the server said more than it was sent")?;
-                    if line.left == 0 {
-                        echoes += 1;
-                        say(connection, &frame, &mut spare, &mut ops);
-                        line.left = answer_bytes;
-                    }
+                    other => self.take(other)?,
                 }
-                Event::Sent { mut buffer, .. } => {
-                    buffer.clear();
-                    spare.push(buffer);
-                }
-                Event::ConnectFailed { error, .. } => return Err(format!("a connection failed: {error:?}").into()),
-                Event::Closed { reason, .. } => return Err(format!("the server hung up: {reason:?}").into()),
-                _ => {}
+            }
+            if Instant::now() > deadline {
+                return Err("not all connections could be made".into());
             }
         }
-        let now = Instant::now();
-        if warm_at.is_none() && ready == load.connections {
-            for line in &mut lines {
-                line.left = answer_bytes;
-                say(line.connection.expect("it is ready"), &frame, &mut spare, &mut ops);
-            }
-            warm_at = Some(now + load.warm_up);
+        Ok(())
+    }
+
+    /// Echoes on all connections for as long, and until the last echo has come back.
+    pub fn echo(&mut self, wanted: Duration) -> Result<Echoed, Trouble> {
+        let begun = Begun::now(&self.load);
+        for at in 0..self.each.len() {
+            self.say(at);
         }
-        ring.submit(&mut ops);
-        match &begun {
-            None if warm_at.is_some_and(|at| at <= now) => begun = Some(Begun::now(load, echoes)),
-            Some(begun) if begun.at.elapsed() >= load.measure => return Ok(begun.until_now(load, echoes)),
-            _ if now > deadline => return Err("not all connections could be made".into()),
-            _ => {}
+        let (mut echoes, mut outstanding) = (0, self.each.len());
+        while outstanding > 0 {
+            self.ring.submit(&mut self.ops);
+            self.ring.wait(Some(Duration::from_secs(10)), &mut self.events)?;
+            if self.events.is_empty() {
+                return Err("the server does not answer".into());
+            }
+            let goes_on = begun.at.elapsed() < wanted;
+            while let Some(event) = self.events.pop() {
+                let Event::Received { connection, range } = event else {
+                    self.take(event)?;
+                    continue;
+                };
+                let at = self.owners[connection.slot() as usize] as usize;
+                let left = &mut self.each[at].left;
+                *left = left.checked_sub(range.len()).ok_or("the server said more than it was sent")?;
+                if *left > 0 {
+                    continue;
+                }
+                echoes += 1;
+                if goes_on { self.say(at) } else { outstanding -= 1 }
+            }
+        }
+        std::thread::sleep(REST);
+        Ok(begun.until_now(&self.load, echoes))
+    }
+
+    fn say(&mut self, at: usize) {
+        let line = &mut self.each[at];
+        line.left = self.answer_bytes;
+        let mut buffer = self.spare.pop().unwrap_or_default();
+        buffer.extend_from_slice(&self.frame);
+        self.ops.push(Op::Send { connection: line.connection, buffer });
+    }
+
+    fn take(&mut self, event: Event) -> Result<(), Trouble> {
+        match event {
+            Event::Sent { mut buffer, .. } => {
+                buffer.clear();
+                self.spare.push(buffer);
+                Ok(())
+            }
+            Event::ConnectFailed { error, .. } => Err(format!("a connection failed: {error:?}").into()),
+            Event::Closed { reason, .. } => Err(format!("the server hung up: {reason:?}").into()),
+            _ => Ok(()),
         }
     }
-}
-
-fn say(connection: Connection, frame: &[u8], spare: &mut Vec<Vec<u8>>, ops: &mut Ops) {
-    let mut buffer = spare.pop().unwrap_or_default();
-    buffer.extend_from_slice(frame);
-    ops.push(Op::Send { connection, buffer });
 }
 
 /// Where counting began.
 struct Begun {
     at: Instant,
-    echoes: u64,
     server_ns: u64,
     client_s: f64,
     machine_ns: u64,
 }
 
 impl Begun {
-    fn now(load: &Load, echoes: u64) -> Self {
+    fn now(load: &Load) -> Self {
         let (server_ns, client_s, machine_ns) = (cpu_ns(load.server), cpu_seconds(), machine_cpu_ns());
-        Self { at: Instant::now(), echoes, server_ns, client_s, machine_ns }
+        Self { at: Instant::now(), server_ns, client_s, machine_ns }
     }
 
     fn until_now(&self, load: &Load, echoes: u64) -> Echoed {
-        let now = Self::now(load, echoes);
+        let now = Self::now(load);
         let seconds = (now.at - self.at).as_secs_f64();
         let (server, client) = (now.server_ns - self.server_ns, ((now.client_s - self.client_s) * 1e9) as u64);
         let others = (now.machine_ns - self.machine_ns).saturating_sub(server + client) as f64;
         Echoed {
-            echoes: now.echoes - self.echoes,
+            echoes,
             seconds,
             server_cpu_ns: server,
             client_cpu_ns: client,

@@ -6,6 +6,26 @@ use std::process::Command;
 use loadgen::random::Random;
 use serde_json::{Value, json};
 
+/// A data directory of its own, removed at the end.
+pub struct Scratch {
+    pub path: PathBuf,
+}
+
+impl Scratch {
+    pub fn new(name: &str) -> std::io::Result<Self> {
+        let path = std::env::current_dir()?.join("target").join(format!("bench-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path)?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
+}
+
 /// The middle one; the mean of the middle two.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();

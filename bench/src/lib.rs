@@ -4,6 +4,7 @@
 //! Results go to `bench/results/`, with the commit, the machine and the kernel.
 
 pub mod client;
+pub mod echo;
 pub mod figures;
 pub mod probe;
 pub mod server;

@@ -3,14 +3,13 @@
 //! Build the server first: `cargo build --release`.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bench::client::{Echoed, Load};
-use bench::figures::{bootstrap, median, save, slope};
+use bench::echo;
+use bench::figures::{Scratch, median, save, slope};
 use bench::server::{Process, Trouble, cpu_ns};
 use clap::{Parser, Subcommand};
 use loadgen::key::TokenKey;
@@ -31,10 +30,11 @@ enum What {
     Echo {
         #[arg(long, default_value_t = 1_000)]
         connections: u32,
-        #[arg(long, default_value_t = 7)]
+        #[arg(long, default_value_t = 60)]
         rounds: u32,
-        #[arg(long, default_value_t = 4)]
-        seconds: u64,
+        /// How long each is asked in a round.
+        #[arg(long, default_value_t = 400)]
+        moment_ms: u64,
     },
     /// User bytes per idle session: the slope up to 15,000 sessions.
     Idle {
@@ -66,30 +66,17 @@ enum What {
         listen: SocketAddr,
     },
     #[command(hide = true)]
-    ClientEcho {
-        #[arg(long)]
-        address: SocketAddr,
-        #[arg(long)]
-        websocket: bool,
-        #[arg(long)]
-        connections: u32,
-        #[arg(long)]
-        seconds: u64,
-        #[arg(long)]
-        server: u32,
-    },
+    ClientEcho(echo::ClientArguments),
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().what {
-        What::Echo { connections, rounds, seconds } => echo(connections, rounds, seconds),
+        What::Echo { connections, rounds, moment_ms } => echo::run(connections, rounds, moment_ms),
         What::Idle { rounds, hold } => idle(rounds, hold),
         What::Durable { users, rate, seconds } => durable(users, rate, seconds),
         What::Syscalls { users, seconds } => syscalls(users, seconds),
         What::ProbeEcho { listen } => bench::probe::serve(listen),
-        What::ClientEcho { address, websocket, connections, seconds, server } => {
-            client_echo(address, websocket, connections, seconds, server)
-        }
+        What::ClientEcho(arguments) => echo::client(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -98,123 +85,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// A data directory of its own, removed at the end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Result<Self, Trouble> {
-        let path = std::env::current_dir()?.join("target").join(format!("bench-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-const FOREIGN_MAX: f64 = 0.05;
-
-fn echo(connections: u32, rounds: u32, seconds: u64) -> Result<(), Trouble> {
-    let method = format!(
-        "{connections} connections, one 64-byte message in flight each; server on core 0, client on core 1; processor \
-         time of the server's threads over echoes, {seconds} s a round after 1 s of warming up.\nA raw io_uring echo \
-         of the same bytes without a protocol, and `ringway dev --echo`, in turn; rounds with more than 5 % of the \
-         machine used by others are dropped and repeated; ratios paired by round."
-    );
-    println!("{method}\n");
-    let scratch = Scratch::new("echo")?;
-    let ringway = Process::ringway(&scratch.0, Some(0), &["--shards", "1", "--echo"])?;
-    let probe = Process::probe(Some(0))?;
-    let (mut ratios, mut kept, mut dropped) = (Vec::new(), Vec::new(), Vec::new());
-    println!("round   raw us   ringway us   ratio     raw/s   ringway/s   foreign");
-    for round in 1..=rounds * 4 {
-        let raw = client(&probe, false, connections, seconds)?;
-        let ours = client(&ringway, true, connections, seconds)?;
-        let (raw_us, our_us) = (us_per_echo(&raw), us_per_echo(&ours));
-        let foreign = raw.foreign.max(ours.foreign);
-        let is_dropped = foreign > FOREIGN_MAX;
-        println!(
-            "{round:>5}  {raw_us:>7.3}  {our_us:>11.3}  {:>6.3}  {:>8.0}  {:>10.0}  {:>6.1} %{}",
-            our_us / raw_us,
-            raw.echoes as f64 / raw.seconds,
-            ours.echoes as f64 / ours.seconds,
-            foreign * 100.0,
-            if is_dropped { "  dropped" } else { "" }
-        );
-        let figures = json!({ "raw_us": raw_us, "ringway_us": our_us, "ratio": our_us / raw_us, "foreign": foreign });
-        if is_dropped {
-            dropped.push(figures);
-        } else {
-            ratios.push(our_us / raw_us);
-            kept.push(figures);
-        }
-        if ratios.len() as u32 == rounds {
-            break;
-        }
-    }
-    let void = ratios.len() < 5 || dropped.len() * 10 > (ratios.len() + dropped.len()) * 3;
-    if ratios.is_empty() {
-        return Err("every round was disturbed by others: run it again on a quiet machine".into());
-    }
-    let (low, high) = bootstrap(&ratios);
-    println!("\nratio {:.3}, 95 % bounds {low:.3} to {high:.3}; must be at most 1.15", median(&ratios));
-    if void {
-        println!("VOID: too many rounds were dropped; the figures stand only as an indication");
-    }
-    let result = json!({
-        "ratio": median(&ratios), "ratio_low": low, "ratio_high": high, "must": 1.15, "met": !void && high <= 1.15,
-        "void": void, "rounds": kept, "dropped": dropped, "connections": connections,
-    });
-    let name = format!("echo-{connections}");
-    let command = format!("cargo run --release -p bench -- echo --connections {connections}");
-    println!("{}", save(&name, &method, &command, result)?.display());
-    Ok(())
-}
-
-fn us_per_echo(echoed: &Echoed) -> f64 {
-    echoed.server_cpu_ns as f64 / echoed.echoes.max(1) as f64 / 1e3
-}
-
-/// The client in a process of its own, on core 1.
-fn client(server: &Process, websocket: bool, connections: u32, seconds: u64) -> Result<Echoed, Trouble> {
-    let mut command = Command::new("taskset");
-    command.args(["-c", "1"]).arg(std::env::current_exe()?).arg("client-echo");
-    command.args(["--address", &server.address.to_string(), "--connections", &connections.to_string()]);
-    command.args(["--seconds", &seconds.to_string(), "--server", &server.id().to_string()]);
-    if websocket {
-        command.arg("--websocket");
-    }
-    let output = command.output()?;
-    if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
-    }
-    Ok(serde_json::from_slice(&output.stdout)?)
-}
-
-fn client_echo(
-    address: SocketAddr,
-    websocket: bool,
-    connections: u32,
-    seconds: u64,
-    server: u32,
-) -> Result<(), Trouble> {
-    let echoed = bench::client::run(&Load {
-        address,
-        websocket,
-        connections,
-        payload_bytes: 64,
-        warm_up: Duration::from_secs(1),
-        measure: Duration::from_secs(seconds),
-        server,
-    })?;
-    println!("{}", serde_json::to_string(&echoed)?);
-    Ok(())
 }
 
 fn idle(rounds: u32, hold: u64) -> Result<(), Trouble> {
@@ -231,7 +101,7 @@ fn idle(rounds: u32, hold: u64) -> Result<(), Trouble> {
     let (mut slopes, mut counted, mut rows) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=rounds {
         let scratch = Scratch::new("idle")?;
-        let server = Process::ringway(&scratch.0, None, &["--shards", "1"])?;
+        let server = Process::ringway(&scratch.path, None, &["--shards", "1"])?;
         let stop = Arc::new(AtomicBool::new(false));
         let (mut threads, mut points) = (Vec::new(), Vec::new());
         for step in 0..STEPS {
@@ -279,7 +149,7 @@ fn hold_sessions(
         first_user,
         duration: Duration::from_hours(1),
         connections_per_second: 1_000.0,
-        ..Plan::new(&format!("ws://{}", server.address), TokenKey::of_dev(&scratch.0)?, users)
+        ..Plan::new(&format!("ws://{}", server.address), TokenKey::of_dev(&scratch.path)?, users)
     };
     let stop = Arc::clone(stop);
     let (opened, all_open) = std::sync::mpsc::channel();
@@ -309,7 +179,7 @@ struct Spent {
 fn chat(server: &Process, scratch: &Scratch, plan: Plan) -> Result<Spent, Trouble> {
     let mut begun = None;
     let mut spent = [f64::NAN; 3];
-    let plan = Plan { key: TokenKey::of_dev(&scratch.0)?, url: format!("ws://{}", server.address), ..plan };
+    let plan = Plan { key: TokenKey::of_dev(&scratch.path)?, url: format!("ws://{}", server.address), ..plan };
     let metric = |name| server.metric(name);
     let now = || {
         let cpu_us = cpu_ns(server.id()) as f64 / 1e3;
@@ -351,7 +221,7 @@ fn durable(users: u32, rate: f64, seconds: u64) -> Result<(), Trouble> {
     );
     println!("{method}\n");
     let scratch = Scratch::new("durable")?;
-    let server = Process::ringway(&scratch.0, None, &["--shards", "1"])?;
+    let server = Process::ringway(&scratch.path, None, &["--shards", "1"])?;
     let flood = Plan { in_flight_max: 1, drain: Duration::from_secs(1), ..plan(users, 1, 60_000.0, seconds) };
     let saturated = chat(&server, &scratch, flood)?;
     let most = saturated.report.achieved_per_second;
@@ -409,7 +279,7 @@ fn syscalls(users: u32, seconds: u64) -> Result<(), Trouble> {
     );
     println!("{method}\n");
     let scratch = Scratch::new("syscalls")?;
-    let server = Process::ringway(&scratch.0, None, &["--shards", "1"])?;
+    let server = Process::ringway(&scratch.path, None, &["--shards", "1"])?;
     let flood = Plan { in_flight_max: 1, drain: Duration::from_secs(1), ..plan(users, 1, 60_000.0, seconds) };
     // Once to bring every conversation into memory, and once to count.
     chat(&server, &scratch, flood.clone())?;
