@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -70,6 +70,31 @@ impl Clock {
     }
 }
 
+/// Where the shards of a node wait for each other: none listens before all are ready, because what one
+/// serves may be what another still recovers.
+pub struct StartLine {
+    missing: AtomicUsize,
+    doorbells: Vec<Doorbell>,
+}
+
+impl StartLine {
+    /// For as many shards as there are doorbells.
+    pub fn new(doorbells: &[Doorbell]) -> Self {
+        Self { missing: AtomicUsize::new(doorbells.len()), doorbells: doorbells.to_vec() }
+    }
+
+    /// Another shard is ready; the last one wakes the others.
+    fn arrive(&self) {
+        if self.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.doorbells.iter().for_each(Doorbell::ring);
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        self.missing.load(Ordering::Acquire) == 0
+    }
+}
+
 /// What one shard's thread needs to begin.
 pub struct DriverParts {
     /// Limits of its ring.
@@ -84,6 +109,8 @@ pub struct DriverParts {
     pub doorbell: Doorbell,
     /// Over how long it sends its clients away at the end.
     pub drain_ms: u32,
+    /// Where it waits for the other shards.
+    pub start_line: Arc<StartLine>,
     /// Tells it when to end.
     pub phase: Arc<PhaseCell>,
     /// What it says about itself, about once a second.
@@ -134,6 +161,7 @@ pub struct Driver {
     drain_ms: u32,
     /// Draining ends here, whoever is still there.
     drained_by_ms: Option<u64>,
+    start_line: Arc<StartLine>,
     phase: Arc<PhaseCell>,
     published: Arc<Mutex<Published>>,
     published_ms: u64,
@@ -156,18 +184,25 @@ impl Driver {
             output: Output::default(),
             drain_ms: parts.drain_ms,
             drained_by_ms: None,
+            start_line: parts.start_line,
             phase: parts.phase,
             published: parts.published,
             published_ms: 0,
         })
     }
 
-    /// Applies what storage recovered, then listens. `false`: the process was told to stop meanwhile.
+    /// Applies what storage recovered, waits for the other shards, then listens. `false`: the process was
+    /// told to stop meanwhile.
     pub fn begin(&mut self) -> Result<bool, RingError> {
-        while !self.shard.is_serving() {
+        let mut has_arrived = false;
+        while !self.start_line.is_open() {
             self.step()?;
             if self.phase.get() != Phase::Serving {
                 return Ok(false);
+            }
+            if !has_arrived && self.shard.is_ready() {
+                has_arrived = true;
+                self.start_line.arrive();
             }
         }
         self.listener = Some(self.ring.listen(self.listen)?.0);

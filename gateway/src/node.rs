@@ -18,7 +18,7 @@ use storage::store::{Started, Store};
 
 use crate::auth::Authenticator;
 use crate::config::{Backend, Config, RequiredClass};
-use crate::driver::{Driver, DriverParts, Phase, PhaseCell, Published};
+use crate::driver::{Driver, DriverParts, Phase, PhaseCell, Published, StartLine};
 use crate::internal::{Internal, Status};
 use crate::shard::{ShardParts, ShardSettings};
 
@@ -112,6 +112,7 @@ impl Node {
         };
         internal.serve(Arc::clone(&status)).map_err(StartError::System)?;
         let auth = Arc::new(auth);
+        let start_line = Arc::new(StartLine::new(&node.doorbells));
         let parts = mailboxes.into_iter().zip(ports).enumerate().map(|(number, (mailbox, port))| {
             let shard = ShardParts {
                 settings: shard_settings(config, number as u16),
@@ -127,6 +128,7 @@ impl Node {
                 listen: claim.address(),
                 doorbell: node.doorbells[number].clone(),
                 drain_ms: config.server.drain_s.get() as u32 * 1_000,
+                start_line: Arc::clone(&start_line),
                 phase: Arc::clone(&status.phase),
                 published: Arc::clone(&status.shards[number]),
             })

@@ -172,6 +172,12 @@ impl Shard {
         self.chat.is_serving()
     }
 
+    /// Whether, beyond that, everything it had to tell other shards about what was recovered has left. A
+    /// list may ask any shard: nobody is served before all have come so far.
+    pub fn is_ready(&self) -> bool {
+        self.is_serving() && !self.core.mailbox.has_unsent()
+    }
+
     /// Whether another process took one of its slots: this one must make way.
     pub fn is_fenced(&self) -> bool {
         self.chat.is_fenced()

@@ -77,13 +77,15 @@ struct Host {
 /// See the module.
 pub struct Node {
     hosts: Vec<Host>,
+    /// All shards have been ready: they listen.
+    listens: bool,
     pub store: SimStore,
 }
 
 impl Node {
     /// A machine on which nothing runs.
     pub fn new(seed: u64, plan: &Plan) -> Self {
-        Self { hosts: Vec::new(), store: SimStore::new(seed, plan.store.clone()) }
+        Self { hosts: Vec::new(), listens: false, store: SimStore::new(seed, plan.store.clone()) }
     }
 
     /// Starts the process.
@@ -122,6 +124,7 @@ impl Node {
     /// Ends the process or the machine.
     pub fn crash(&mut self, how: Crash) {
         self.hosts.clear();
+        self.listens = false;
         self.store.crash(how);
     }
 
@@ -130,9 +133,9 @@ impl Node {
         self.hosts.len()
     }
 
-    /// Whether a shard takes connections: it has applied what was recovered.
-    pub fn listens(&self, shard: usize) -> bool {
-        self.hosts[shard].shard.is_serving()
+    /// Whether the shards take connections: they have applied what was recovered.
+    pub fn listens(&self) -> bool {
+        self.listens
     }
 
     /// Nothing waits for its commit or for a read.
@@ -176,6 +179,8 @@ impl Node {
                 host.input.storage.push(StorageEvent::Read(ticket, Err(full)));
             }
         }
+        self.listens |= self.hosts.iter().all(|host| host.shard.is_ready());
+        let host = &mut self.hosts[shard];
         let (input, store) = (&host.input, &self.store);
         let has_work = || !input.storage.is_empty() || !input.ring.is_empty() || store.has_events(shard as u16);
         host.asleep = host.shard.mailbox().prepare_to_sleep(has_work);
