@@ -1,4 +1,4 @@
-//! Build facts for `ringway version`.
+//! Build facts, for `ringway version` and for the results of `ringway-loadgen`.
 
 use std::process::Command;
 
@@ -27,5 +27,5 @@ fn main() {
             println!("cargo:rerun-if-changed={path}");
         }
     }
-    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=../gateway/build.rs");
 }

@@ -1,6 +1,5 @@
 //! `ringway-loadgen`: simulated users against a server, and what the server kept of what it promised.
 
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,8 +7,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use loadgen::interval::Interval;
 use loadgen::key::{KeyError, TokenKey};
+use loadgen::report::{Outputs, Recorder, page};
+use loadgen::result::RunResult;
 use loadgen::run::{Plan, run};
 use loadgen::schedule::Arrivals;
 use loadgen::verify::verify;
@@ -35,6 +35,21 @@ enum Command {
     ///
     /// Exit code 0: all there, once; 1: something is missing, changed or doubled; 2: could not be checked.
     Verify(VerifyArguments),
+    /// Makes one HTML page of results that `--json` wrote; several are compared.
+    ///
+    /// Results of one label are repetitions and share a column, with bounds; labels stand against the first; several
+    /// commits make a trend. Exit code 0: written; 2: it could not be.
+    Report(ReportArguments),
+}
+
+#[derive(Args)]
+struct ReportArguments {
+    /// Results, in the order in which they are to stand.
+    #[arg(required = true, value_name = "FILE")]
+    results: Vec<PathBuf>,
+    /// The page.
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
 }
 
 #[derive(Args)]
@@ -121,9 +136,6 @@ struct RunArguments {
     /// Appends every acknowledged message to this file.
     #[arg(long, value_name = "FILE")]
     acks: Option<PathBuf>,
-    /// Writes the result to this file.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
     /// Threads, each with a ring of its own.
     #[arg(long, default_value_t = 1)]
     threads: u32,
@@ -136,6 +148,8 @@ struct RunArguments {
     /// How long due messages wait for each other, to share a turn.
     #[arg(long, default_value = "250us", value_parser = duration)]
     tick: Duration,
+    #[command(flatten)]
+    outputs: Outputs,
 }
 
 #[derive(Args)]
@@ -157,6 +171,7 @@ fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run(arguments) => run_command(&arguments),
         Command::Verify(arguments) => verify_command(&arguments),
+        Command::Report(arguments) => report_command(&arguments),
     }
 }
 
@@ -177,15 +192,16 @@ fn run_command(arguments: &RunArguments) -> ExitCode {
             return could_not(&error);
         }
     }
-    let mut show = progress();
-    let result = match run(&arguments.plan(key), &stop, |line| show(line)) {
+    let name = if arguments.idle { "idle" } else { "pairs" };
+    let mut recorder = match Recorder::start(arguments.outputs.clone(), name, &arguments.url) {
+        Ok(recorder) => recorder,
+        Err(error) => return could_not(&error),
+    };
+    let mut result = match run(&arguments.plan(key), &stop, |interval| recorder.take(interval)) {
         Ok(result) => result,
         Err(error) => return could_not(&error),
     };
-    println!("{result}");
-    if let Some(path) = &arguments.json
-        && let Err(error) = result.write(path)
-    {
+    if let Err(error) = recorder.finish(&mut result) {
         return could_not(&error);
     }
     if result.passed() { ExitCode::SUCCESS } else { ExitCode::from(1) }
@@ -216,18 +232,6 @@ impl RunArguments {
     }
 }
 
-/// A line that is drawn over on a terminal, and one line a second anywhere else.
-fn progress() -> Box<dyn FnMut(&Interval)> {
-    if !std::io::stderr().is_terminal() {
-        return Box::new(|line| eprintln!("{line}"));
-    }
-    let bar = indicatif::ProgressBar::new_spinner();
-    Box::new(move |line| {
-        bar.set_message(line.to_string());
-        bar.tick();
-    })
-}
-
 fn verify_command(arguments: &VerifyArguments) -> ExitCode {
     let key = match arguments.key.key() {
         Ok(key) => key,
@@ -238,6 +242,18 @@ fn verify_command(arguments: &VerifyArguments) -> ExitCode {
             println!("{findings}");
             if findings.is_good() { ExitCode::SUCCESS } else { ExitCode::from(1) }
         }
+        Err(error) => could_not(&error),
+    }
+}
+
+fn report_command(arguments: &ReportArguments) -> ExitCode {
+    let results: Result<Vec<_>, _> = arguments.results.iter().map(|path| RunResult::read(path)).collect();
+    let results = match results {
+        Ok(results) => results,
+        Err(error) => return could_not(&error),
+    };
+    match std::fs::write(&arguments.output, page(&results)) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => could_not(&error),
     }
 }

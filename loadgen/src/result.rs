@@ -210,6 +210,8 @@ pub struct Step {
 pub struct Second {
     /// Its end, in seconds since the run began.
     pub at: f64,
+    /// How long it really was; counts are of that time.
+    pub length: f64,
     /// What the scenario calls this part of it: `opening`, `messages`, `answers`, `spike`.
     pub phase: String,
     pub open: u32,
@@ -261,8 +263,6 @@ pub struct Generator {
     /// The agent's name; empty for a run without agents.
     pub name: String,
     pub build: Build,
-    /// Threads that made load.
-    pub threads: u32,
     /// Of one core, while messages were due.
     pub cpu_percent: f64,
     pub memory_bytes_max: Option<u64>,

@@ -1,3 +1,20 @@
-//! How a run is shown: as a table at its end.
+//! How a run is shown: live, exported while it goes on, as a table at its end, and as a page that compares.
+//!
+//! `recorder` follows a run from before its first connection and completes the engine's
+//! [`result`](crate::result); the rest turns results into something to look at.
 
+mod charts;
+mod compare;
+mod export;
+mod format;
+mod host;
+mod html;
+mod live;
+mod page;
+mod process;
+mod recorder;
+mod scrape;
 mod table;
+
+pub use html::page;
+pub use recorder::{OutputError, Outputs, Recorder};
