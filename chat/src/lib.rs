@@ -8,6 +8,7 @@
 
 mod conversation;
 mod dedup;
+mod devices;
 mod effects;
 mod fence;
 mod gather;

@@ -3,6 +3,8 @@
 /// Caps of one shard. All of them are counted in [`crate::Counters`] when they are reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
+    /// Sessions of this shard, whose room is set aside at the start. Who accepts connections keeps to it.
+    pub sessions_max: u32,
     /// Sessions of one user; one more is refused with `too_many_sessions`.
     pub sessions_per_user_max: u32,
     /// Conversations that a user's list reads; further ones are left out of lists.
@@ -48,6 +50,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            sessions_max: 16_384,
             sessions_per_user_max: 16,
             conversations_per_user_max: 5_000,
             body_bytes_max: 64 << 10,

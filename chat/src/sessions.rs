@@ -121,10 +121,11 @@ impl Sessions {
     pub(crate) fn new(shard: u16, limits: Limits, store: u64, class: &'static str, seed: u64) -> Self {
         Self {
             shard,
+            // As with users: nothing is copied to make room.
+            slab: Slab::with_capacity(limits.sessions_max as usize),
             limits,
             generation_of_store: store,
             class,
-            slab: Slab::new(),
             spare: Vec::new(),
             generation: 0,
             random: seed,
@@ -134,6 +135,11 @@ impl Sessions {
 
     pub(crate) fn len(&self) -> usize {
         self.slab.len()
+    }
+
+    /// Bytes of memory used for what every session has.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.slab.len() * size_of::<Session>()
     }
 
     fn add(&mut self, client: ClientKey, who: Identity, phase: Phase) -> SessionKey {
@@ -178,8 +184,9 @@ impl Sessions {
         self.add(client, who, Phase::Rest)
     }
 
-    pub(crate) fn device(&self, key: SessionKey) -> DeviceId {
-        self.slab[key.0 as usize].device
+    pub(crate) fn identity(&self, key: SessionKey) -> Identity {
+        let session = &self.slab[key.0 as usize];
+        Identity { user: session.user, device: session.device }
     }
 
     /// The client is gone.

@@ -2,7 +2,7 @@
 
 use shard_router::SlotMap;
 use storage_seam::{Class, StorageEvent, StoreFacts};
-use wire::ids::{ChangeNumber, DeviceId};
+use wire::ids::ChangeNumber;
 use wire::mail::{Address, Letter, Mail};
 use wire::protocol::ClientFrame;
 
@@ -77,9 +77,9 @@ impl Chat {
         self.sessions.rest(client, who)
     }
 
-    /// The device that a session is of.
-    pub fn device(&self, session: SessionKey) -> DeviceId {
-        self.sessions.device(session)
+    /// Whose session it is, on which device.
+    pub fn identity(&self, session: SessionKey) -> Identity {
+        self.sessions.identity(session)
     }
 
     /// A frame from a session's client; `open` and `auth` are not for here.
@@ -181,11 +181,13 @@ impl Chat {
     }
 
     /// What is held now, by name.
-    pub fn sizes(&self) -> [(&'static str, u64); 8] {
+    pub fn sizes(&self) -> [(&'static str, u64); 10] {
         let (users, idle_users, tails_bytes) = self.users.sizes();
         [
             ("sessions", self.sessions.len() as u64),
+            ("sessions_bytes", self.sessions.memory_bytes() as u64),
             ("users", users as u64),
+            ("users_bytes", self.users.memory_bytes() as u64),
             ("idle_users", idle_users as u64),
             ("tails_bytes", tails_bytes as u64),
             ("conversations", self.owner.conversations as u64),

@@ -6,12 +6,15 @@
 //! nothing has to: a number from an older epoch is answered with a snapshot.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::BuildHasher as _;
 
+use hashbrown::HashTable;
 use slab::Slab;
 use wire::ids::{ChangeNumber, ConversationId, DeviceId, UserId};
-use wire::mail::{self, Address, Letter, Mail, Request, SessionAddress};
+use wire::mail::{self, Address, Letter, Mail, Request};
 use wire::protocol::{ErrorCode, OpenResult};
 
+use crate::devices::{UserSession, UserSessions};
 use crate::effects::{Effects, Now};
 use crate::fence::Fences;
 use crate::gather::{Gather, Purpose};
@@ -23,14 +26,6 @@ use crate::{Counters, SeededState};
 pub(crate) const GATHER_BIT: u32 = 1 << 31;
 /// Checkpoints after which a new membership is surely in the views, whichever shard wrote it when.
 const CHECKPOINTS_UNTIL_STORED: u64 = 4;
-
-#[derive(Debug, Clone, Copy)]
-struct UserSession {
-    address: SessionAddress,
-    device: DeviceId,
-    /// Its `opened` has not been sent: events wait in the tail.
-    opening: bool,
-}
 
 /// What a user with recent events has; a user without has none of it.
 #[derive(Debug, Default)]
@@ -50,11 +45,15 @@ struct Tail {
 
 #[derive(Debug)]
 struct User {
-    sessions: Vec<UserSession>,
+    id: UserId,
+    sessions: UserSessions,
     tail: Option<Box<Tail>>,
     /// Nothing that concerns the user happened between it and the tail's floor.
     floor: u64,
 }
+
+// What every user costs here who is there or was, besides the index.
+const _: () = assert!(size_of::<User>() <= 40);
 
 /// All users of one shard.
 #[derive(Debug)]
@@ -63,8 +62,10 @@ pub(crate) struct Users {
     epoch: u64,
     /// The last change number given out by this shard; users share the counter.
     counter: u64,
-    /// Place of each user in `known`: a map of small entries wastes little.
-    places: HashMap<UserId, u32, SeededState>,
+    /// Where in `known` each user is. Only the places, as the ids are there: five bytes per bucket.
+    places: HashTable<u32>,
+    /// Room for all who may be known is set aside at the start: the system gives the memory once it is used, and
+    /// nothing is ever copied to make room.
     known: Slab<User>,
     /// Users without a session, the longest idle first. May name users who came back.
     idle: VecDeque<UserId>,
@@ -87,12 +88,13 @@ pub(crate) struct Users {
 impl Users {
     pub(crate) fn new(limits: Limits, epoch: u64, seed: u64) -> Self {
         let state = SeededState::new(seed);
+        let known_max = (limits.sessions_max + limits.idle_users_max) as usize;
         Self {
             limits,
             epoch,
             counter: 0,
-            places: HashMap::with_hasher(state),
-            known: Slab::new(),
+            places: HashTable::new(),
+            known: Slab::with_capacity(known_max),
             idle: VecDeque::new(),
             tails_bytes: 0,
             fences: Fences::new(1 << 16, state),
@@ -108,12 +110,34 @@ impl Users {
         }
     }
 
+    fn place(&self, id: UserId) -> Option<usize> {
+        let is_it = |&place: &u32| self.known[place as usize].id == id;
+        self.places.find(self.state.hash_one(id), is_it).map(|&place| place as usize)
+    }
+
     fn user(&self, id: UserId) -> Option<&User> {
-        self.places.get(&id).map(|&place| &self.known[place as usize])
+        self.place(id).map(|place| &self.known[place])
     }
 
     fn user_mut(&mut self, id: UserId) -> Option<&mut User> {
-        self.places.get(&id).map(|&place| &mut self.known[place as usize])
+        self.place(id).map(|place| &mut self.known[place])
+    }
+
+    /// Begins to remember a user.
+    fn know(&mut self, id: UserId) -> usize {
+        let user = User { id, sessions: UserSessions::None, tail: None, floor: self.counter };
+        let place = self.known.insert(user);
+        let hash_again = |&place: &u32| self.state.hash_one(self.known[place as usize].id);
+        self.places.insert_unique(self.state.hash_one(id), place as u32, hash_again);
+        place
+    }
+
+    /// Forgets a user.
+    fn forget(&mut self, place: usize) {
+        let user = self.known.remove(place);
+        let is_it = |&at: &u32| at as usize == place;
+        self.places.find_entry(self.state.hash_one(user.id), is_it).expect("who is known has a place").remove();
+        self.tails_bytes -= user.tail.map_or(0, |tail| tail.letters.capacity());
     }
 
     pub(crate) fn now_change(&self) -> ChangeNumber {
@@ -193,23 +217,18 @@ impl Users {
     /// A session wants to be told what concerns its user, from `after` on.
     fn open<E: Effects>(&mut self, request: Request, after: Option<ChangeNumber>, window: u32, fx: &mut E) {
         let (counter, sessions_max) = (self.counter, self.limits.sessions_per_user_max as usize);
-        let place = *self
-            .places
-            .entry(request.user)
-            .or_insert_with(|| self.known.insert(User { sessions: Vec::new(), tail: None, floor: counter }) as u32);
-        let user = &mut self.known[place as usize];
-        if let Some(at) = user.sessions.iter().position(|session| session.device == request.device) {
-            let session = user.sessions.swap_remove(at).address;
+        let place = self.place(request.user).unwrap_or_else(|| self.know(request.user));
+        let user = &mut self.known[place];
+        if let Some(superseded) = user.sessions.remove(|session| session.device == request.device) {
+            let session = superseded.address();
             self.counters.sessions_superseded += 1;
             fx.post(&Letter { to: Address::Session(session), mail: Mail::Superseded { session }, payload: &[] });
         }
-        if user.sessions.len() >= sessions_max {
+        if user.sessions.as_slice().len() >= sessions_max {
             self.counters.sessions_refused += 1;
             return refuse_session(request, ErrorCode::TooManySessions, fx);
         }
-        // Most users have one device.
-        user.sessions.reserve_exact(1);
-        user.sessions.push(UserSession { address: request.session, device: request.device, opening: true });
+        user.sessions.push(UserSession::new(request.session, request.device));
         self.counters.sessions_opened += 1;
         let ahead = after.is_some_and(|after| after > ChangeNumber { epoch: self.epoch, counter });
         let reach = after.filter(|after| !ahead && after.epoch == self.epoch).map(|after| after.counter);
@@ -247,7 +266,8 @@ impl Users {
         let to = Address::Session(request.session);
         fx.post(&Letter { to, mail, payload: summaries });
         let Some(user) = self.user_mut(request.user) else { return };
-        let Some(session) = user.sessions.iter_mut().find(|session| session.address == request.session) else { return };
+        let mut sessions = user.sessions.as_mut_slice().iter_mut();
+        let Some(session) = sessions.find(|session| session.address() == request.session) else { return };
         session.opening = false;
         let missed = user.tail.iter().flat_map(|tail| tail.letters()).filter(|(counter, _)| *counter > since);
         for (_, letter) in missed {
@@ -283,9 +303,8 @@ impl Users {
 
     fn detach(&mut self, request: Request) {
         let Some(user) = self.user_mut(request.user) else { return };
-        user.sessions.retain(|session| session.address != request.session);
+        user.sessions.remove(|session| session.address() == request.session);
         if user.sessions.is_empty() {
-            user.sessions = Vec::new();
             self.idle.push_back(request.user);
         }
         self.forget_idle();
@@ -297,10 +316,8 @@ impl Users {
             || (self.tails_bytes > self.limits.tails_bytes_max as usize && !self.idle.is_empty())
         {
             let oldest = self.idle.pop_front().expect("not empty");
-            if self.user(oldest).is_some_and(|user| user.sessions.is_empty()) {
-                let place = self.places.remove(&oldest).expect("just seen");
-                let user = self.known.remove(place as usize);
-                self.tails_bytes -= user.tail.map_or(0, |tail| tail.letters.capacity());
+            if let Some(place) = self.place(oldest).filter(|&place| self.known[place].sessions.is_empty()) {
+                self.forget(place);
             }
         }
     }
@@ -322,8 +339,8 @@ impl Users {
         }
         // Counted even for a user whom nobody remembers: their next `open` must see that its number is old.
         self.counter += 1;
-        let Some(&place) = self.places.get(&id) else { return };
-        let user = &mut self.known[place as usize];
+        let Some(place) = self.place(id) else { return };
+        let user = &mut self.known[place];
         let change = ChangeNumber { epoch: self.epoch, counter: self.counter };
         let letter = Letter { mail: with_change(letter.mail, change), ..*letter };
         let before = user.tail.as_ref().map_or(0, |tail| tail.letters.capacity());
@@ -352,8 +369,9 @@ impl Users {
     /// Posts to the user's open sessions, except to the device that caused it.
     fn push_to_sessions<E: Effects>(&self, user: UserId, letter: &Letter<'_>, except: Option<DeviceId>, fx: &mut E) {
         let Some(user) = self.user(user) else { return };
-        for session in user.sessions.iter().filter(|session| !session.opening && Some(session.device) != except) {
-            fx.post(&Letter { to: Address::Session(session.address), ..*letter });
+        let sessions = user.sessions.as_slice().iter();
+        for session in sessions.filter(|session| !session.opening && Some(session.device) != except) {
+            fx.post(&Letter { to: Address::Session(session.address()), ..*letter });
         }
     }
 
@@ -361,11 +379,11 @@ impl Users {
     /// the device has come back on a new session meanwhile, nobody has told that one.
     fn tell_successor<E: Effects>(&self, request: Request, conversation: ConversationId, seq: u64, fx: &mut E) {
         let Some(user) = self.user(request.user) else { return };
-        let now = user.sessions.iter().find(|session| session.device == request.device);
+        let now = user.sessions.as_slice().iter().find(|session| session.device == request.device);
         // One that is opening gets the message out of the tail.
-        if let Some(session) = now.filter(|session| session.address != request.session && !session.opening) {
+        if let Some(session) = now.filter(|session| session.address() != request.session && !session.opening) {
             let mail = Mail::Dirty { user: request.user, conversation, head: seq };
-            fx.post(&Letter { to: Address::Session(session.address), mail, payload: &[] });
+            fx.post(&Letter { to: Address::Session(session.address()), mail, payload: &[] });
         }
     }
 
@@ -402,7 +420,7 @@ impl Users {
         for (_, user) in &mut self.known {
             user.floor = self.counter;
             self.tails_bytes -= user.tail.take().map_or(0, |tail| tail.letters.capacity());
-            sessions.extend(user.sessions.iter().map(|session| session.address));
+            sessions.extend(user.sessions.as_slice().iter().map(UserSession::address));
         }
         for session in sessions {
             fx.post(&Letter { to: Address::Session(session), mail: Mail::OpenAgain { session }, payload: &[] });
@@ -411,6 +429,11 @@ impl Users {
 
     pub(crate) fn counter(&self) -> u64 {
         self.counter
+    }
+
+    /// Bytes of memory used for what every user has.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.known.len() * size_of::<User>() + self.places.allocation_size()
     }
 
     /// Users known, users without a session, and bytes of tails.

@@ -16,6 +16,8 @@
 const NONE: u32 = u32::MAX;
 /// `Link::previous` of an entity that is not armed.
 const UNARMED: u32 = u32::MAX - 1;
+/// Ticks beyond which a deadline is looked at before its time: their numbers wrap at 2^32.
+const FAR: u64 = 1 << 30;
 
 /// An entity's place in the list of its tick.
 #[derive(Debug, Clone, Copy)]
@@ -40,11 +42,12 @@ pub struct Wheel {
 }
 
 impl Wheel {
-    /// A wheel that starts at `now_ms`, rounds deadlines up to `tick_ms` and has `ticks` lists.
+    /// A wheel that starts at `now_ms`, rounds deadlines up to `tick_ms` and has `ticks` lists. Room for
+    /// `entities` is set aside, and used as far as they are; more are taken as well.
     ///
     /// `ticks` must be a power of two of at least 64; entities are best kept below
     /// `tick_ms * ticks` away.
-    pub fn new(now_ms: u64, tick_ms: u64, ticks: usize) -> Self {
+    pub fn new(now_ms: u64, tick_ms: u64, ticks: usize, entities: usize) -> Self {
         assert!(ticks.is_power_of_two() && ticks >= 64, "the number of ticks is a power of two from 64");
         assert!(tick_ms > 0, "a tick takes time");
         Self {
@@ -53,7 +56,7 @@ impl Wheel {
             armed: 0,
             heads: vec![NONE; ticks],
             occupied: vec![0; ticks / 64],
-            links: Vec::new(),
+            links: Vec::with_capacity(entities),
         }
     }
 
@@ -69,7 +72,7 @@ impl Wheel {
 
     /// Bytes of memory held, for the memory metrics.
     pub fn memory_bytes(&self) -> usize {
-        self.heads.capacity() * 4 + self.occupied.capacity() * 8 + self.links.capacity() * size_of::<Link>()
+        self.heads.capacity() * 4 + self.occupied.capacity() * 8 + self.links.len() * size_of::<Link>()
     }
 
     /// Whether `entity` has a deadline.
@@ -80,12 +83,15 @@ impl Wheel {
     /// Gives `entity` a deadline, instead of any that it had. It never expires before it, and at
     /// most one tick after. A deadline in the past expires at the next [`Self::expire`].
     pub fn set(&mut self, entity: u32, deadline_ms: u64) {
+        self.set_tick(entity, deadline_ms.div_ceil(self.tick_ms).max(self.cursor));
+    }
+
+    fn set_tick(&mut self, entity: u32, tick: u64) {
         assert!(entity < UNARMED, "entities are small numbers");
         let index = entity as usize;
         if index >= self.links.len() {
             self.links.resize(index + 1, Link { next: NONE, previous: UNARMED, tick: 0 });
         }
-        let tick = deadline_ms.div_ceil(self.tick_ms).max(self.cursor);
         let link = self.links[index];
         if link.previous != UNARMED {
             if link.tick == tick as u32 {
@@ -94,6 +100,16 @@ impl Wheel {
             self.unlink(entity);
         }
         self.link(entity, tick);
+    }
+
+    /// Sees to it that `entity` expires no later than if `deadline_ms` were set, and leaves an earlier deadline.
+    pub fn set_no_later(&mut self, entity: u32, deadline_ms: u64) {
+        let tick = deadline_ms.div_ceil(self.tick_ms).clamp(self.cursor, self.cursor + FAR);
+        let link = self.links.get(entity as usize).filter(|link| link.previous != UNARMED);
+        // Modulo 2^32, as in `expire_list`.
+        if link.is_none_or(|link| (link.tick.wrapping_sub(tick as u32) as i32) > 0) {
+            self.set_tick(entity, tick);
+        }
     }
 
     /// Takes the deadline of `entity` away, if it has one.
@@ -209,7 +225,7 @@ mod tests {
 
     #[test]
     fn nothing_expires_early_and_everything_within_a_tick() {
-        let mut wheel = Wheel::new(1_000, 10, 64);
+        let mut wheel = Wheel::new(1_000, 10, 64, 8);
         wheel.set(1, 1_005);
         wheel.set(2, 1_010);
         wheel.set(3, 900);
@@ -223,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_moved_deadline_counts_once_and_a_cancelled_one_not_at_all() {
-        let mut wheel = Wheel::new(0, 1, 64);
+        let mut wheel = Wheel::new(0, 1, 64, 8);
         wheel.set(5, 10);
         wheel.set(5, 30);
         wheel.set(6, 10);
@@ -235,8 +251,24 @@ mod tests {
     }
 
     #[test]
+    fn a_later_deadline_does_not_move_an_earlier_one_however_far_it_is() {
+        let mut wheel = Wheel::new(0, 16, 64, 8);
+        wheel.set_no_later(1, 160);
+        for later_ms in [161, 60_000, 1 << 34, 1 << 36, 3 << 35, u64::MAX >> 1] {
+            wheel.set_no_later(1, later_ms);
+        }
+        wheel.set_no_later(2, 1_000);
+        wheel.set_no_later(2, 32);
+        wheel.set_no_later(3, u64::MAX >> 1);
+        assert_eq!(expired(&mut wheel, 32), [2]);
+        assert_eq!(expired(&mut wheel, 160), [1]);
+        assert_eq!(expired(&mut wheel, 86_400_000), [0_u32; 0]);
+        assert_eq!(wheel.len(), 1);
+    }
+
+    #[test]
     fn a_pause_longer_than_the_wheel_misses_nothing() {
-        let mut wheel = Wheel::new(0, 1, 64);
+        let mut wheel = Wheel::new(0, 1, 64, 8);
         for entity in 0..200 {
             wheel.set(entity, u64::from(entity) * 3);
         }
@@ -246,7 +278,7 @@ mod tests {
     /// Random sets, cancels and jumps against an ordered map that cannot be wrong.
     #[test]
     fn the_wheel_agrees_with_an_ordered_map() {
-        let mut wheel = Wheel::new(0, 7, 64);
+        let mut wheel = Wheel::new(0, 7, 64, 8);
         let mut model: BTreeMap<u32, u64> = BTreeMap::new();
         let (mut now, mut state) = (0_u64, 0x9e37_79b9_7f4a_7c15_u64);
         let mut random = |below: u64| {

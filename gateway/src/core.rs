@@ -15,7 +15,7 @@ use storage::seam::{StorageRequest, StoreFacts};
 use crate::counters::ShardCounters;
 use crate::outbound::Outbound;
 use crate::shard::ShardSettings;
-use crate::table::{NEVER, NONE, Stage, Table};
+use crate::table::{Deadline, Flag, NEVER, NONE, Stage, TICK_MS, Table};
 
 /// How long a peer may take to finish a connection that we have finished.
 const CLOSE_MS: u64 = 5_000;
@@ -55,6 +55,9 @@ impl Core {
         now: Now,
     ) -> Self {
         Self {
+            table: Table::new(settings.connections_max),
+            // A turn of 65 s: beats, stalls and handshakes lie within it.
+            wheel: Wheel::new(now.monotonic_ms, TICK_MS, 4_096, settings.connections_max as usize),
             settings,
             facts,
             auth,
@@ -63,10 +66,7 @@ impl Core {
             detached: Vec::new(),
             answered: Vec::new(),
             draining: false,
-            table: Table::new(),
             outbound: Outbound::new(),
-            // A turn of 65 s: beats, stalls and handshakes lie within it.
-            wheel: Wheel::new(now.monotonic_ms, 16, 4_096),
             counters: ShardCounters::default(),
             now,
             ops: Ops::default(),
@@ -98,7 +98,7 @@ impl Core {
         self.detach(index);
         let entry = self.table.get(index);
         entry.stage = Stage::Closing;
-        entry.flags.finish = true;
+        entry.flags.raise(Flag::Finish);
         self.mark_dirty(index);
         self.set_deadline(index, deadline_ms);
     }
@@ -108,8 +108,8 @@ impl Core {
         self.detach(index);
         let entry = self.table.get(index);
         entry.stage = Stage::Closing;
-        entry.flags.finish = false;
-        entry.deadline_ms = NEVER;
+        entry.flags.lower(Flag::Finish);
+        entry.deadline = Deadline::NEVER;
         let connection = entry.connection;
         // Bytes that wait for a dead peer would only hold memory; without any, end in order.
         let waits = self.queued_bytes(index) > 0;
@@ -125,25 +125,21 @@ impl Core {
         let session = match &mut self.table.get(index).stage {
             Stage::Socket(socket) => socket.session.take(),
             Stage::Http(http) => http.answering.take().map(|answering| answering.session),
-            Stage::Free(_) | Stage::Echo(_) | Stage::Closing => None,
+            Stage::Free | Stage::Echo(_) | Stage::Closing => None,
         };
         self.detached.extend(session);
     }
 
     /// Sets when the present stage must have ended.
     pub(crate) fn set_deadline(&mut self, index: u32, deadline_ms: u64) {
-        self.table.get(index).deadline_ms = deadline_ms;
+        self.table.get(index).deadline = Deadline::at(deadline_ms);
         self.arm(index, deadline_ms);
     }
 
     /// Sees to it that the wheel looks at the entry no later than `at_ms`. Moving a deadline back costs
     /// nothing: the wheel then looks too early once.
     pub(crate) fn arm(&mut self, index: u32, at_ms: u64) {
-        let entry = self.table.get(index);
-        if at_ms < entry.armed_ms {
-            entry.armed_ms = at_ms;
-            self.wheel.set(index, at_ms);
-        }
+        self.wheel.set_no_later(index, at_ms);
     }
 
     /// When the outstanding send will have stalled; [`NEVER`] without one.
@@ -169,7 +165,7 @@ impl Core {
         self.mark_dirty(index);
         let entry = self.table.get(index);
         match &entry.stage {
-            Stage::Socket(socket) if is_empty && std::mem::take(&mut entry.flags.pressed) => socket.session,
+            Stage::Socket(socket) if is_empty && entry.flags.take(Flag::Pressed) => socket.session,
             _ => None,
         }
     }
@@ -203,7 +199,7 @@ impl Core {
         let mut dirty = std::mem::take(&mut self.dirty);
         for index in dirty.drain(..) {
             // A connection may have ended in the turn that wrote to it, and the entry be another's now.
-            if std::mem::take(&mut self.table.get(index).flags.dirty) {
+            if self.table.get(index).flags.take(Flag::Dirty) {
                 self.flush_one(index);
             }
         }
@@ -236,7 +232,7 @@ impl Core {
             }
         }
         // The ring ends our stream behind the outstanding send, if there is one.
-        if std::mem::take(&mut self.table.get(index).flags.finish) {
+        if self.table.get(index).flags.take(Flag::Finish) {
             self.ops.push(Op::Shutdown { connection });
         }
     }
@@ -249,11 +245,11 @@ impl Core {
         if matches!(entry.stage, Stage::Closing) {
             return;
         }
-        if entry.flags.paused && bytes < bytes_max / 2 {
-            entry.flags.paused = false;
+        if entry.flags.has(Flag::Paused) && bytes < bytes_max / 2 {
+            entry.flags.lower(Flag::Paused);
             self.ops.push(Op::ResumeReceive { connection });
-        } else if !entry.flags.paused && bytes > bytes_max {
-            entry.flags.paused = true;
+        } else if !entry.flags.has(Flag::Paused) && bytes > bytes_max {
+            entry.flags.raise(Flag::Paused);
             self.counters.reading_paused += 1;
             self.ops.push(Op::PauseReceive { connection });
         }
@@ -265,7 +261,9 @@ impl Core {
     }
 
     fn mark_dirty(&mut self, index: u32) {
-        if !std::mem::replace(&mut self.table.get(index).flags.dirty, true) {
+        let flags = &mut self.table.get(index).flags;
+        if !flags.has(Flag::Dirty) {
+            flags.raise(Flag::Dirty);
             self.dirty.push(index);
         }
     }

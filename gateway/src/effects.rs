@@ -11,7 +11,7 @@ use wire::protocol::{ErrorCode, ErrorFrame, Opened, ServerFrame};
 use wire::writer::{write_close_code, write_text_with};
 
 use crate::core::Core;
-use crate::table::Stage;
+use crate::table::{Flag, Stage};
 
 impl Effects for Core {
     fn frame(&mut self, client: ClientKey, frame: &ServerFrame<'_>) -> usize {
@@ -20,7 +20,7 @@ impl Effects for Core {
             Stage::Socket(_) => self.write_frame(index, client, frame),
             Stage::Http(_) => self.answer(index, frame),
             // The rules learn of it in a moment; what they say until then has nobody to hear it.
-            Stage::Closing | Stage::Echo(_) | Stage::Free(_) => return 0,
+            Stage::Closing | Stage::Echo(_) | Stage::Free => return 0,
         }
         self.queued_bytes(index)
     }
@@ -33,7 +33,7 @@ impl Effects for Core {
                 let error = error_frame(ErrorCode::Overloaded, None, Some(1_000));
                 self.answer(index, &ServerFrame::Error(error));
             }
-            Stage::Closing | Stage::Echo(_) | Stage::Free(_) => {}
+            Stage::Closing | Stage::Echo(_) | Stage::Free => {}
         }
     }
 
@@ -57,20 +57,19 @@ impl Core {
         }
         write_text_with(self.queue(index), None, |out| encode_server(out, frame));
         if self.queued_bytes(index) > self.settings.outbound_bytes_max {
-            self.table.get(index).flags.pressed = true;
+            self.table.get(index).flags.raise(Flag::Pressed);
         }
     }
 
     /// The session works: it gets its name and its ticket, and from now on its token's end matters.
     fn write_opened(&mut self, index: u32, client: ClientKey, opened: &Opened<'_>) {
-        let Stage::Socket(socket) = &self.table.get(index).stage else { unreachable!("the caller looked") };
-        let (expires_ms, now) = (socket.expires_ms, self.now);
-        let expires_wall_ms = now.wall_ms + expires_ms.saturating_sub(now.monotonic_ms);
+        let (expires_ms, now) = (self.table.get(index).expires_ms(), self.now);
+        let expires_wall_ms = now.wall_ms.saturating_add(expires_ms.saturating_sub(now.monotonic_ms));
         let ticket = self.auth.issue_ticket(opened.user, opened.device, expires_wall_ms, now.wall_ms);
         let session = format!("{}-{:x}", self.settings.shard, client.0);
         let opened = ServerFrame::Opened(Opened { session: &session, ticket: &ticket, ..opened.clone() });
         write_text_with(self.queue(index), None, |out| encode_server(out, &opened));
-        self.table.get(index).flags.opened = true;
+        self.table.get(index).flags.raise(Flag::Opened);
         self.heard_from(index);
         self.arm(index, self.warn_ms(expires_ms));
     }

@@ -13,7 +13,7 @@ use wire::websocket::Limits;
 use crate::core::Core;
 use crate::effects::error_frame;
 use crate::shard::Shard;
-use crate::table::{NEVER, Stage};
+use crate::table::{Deadline, Flag, Stage};
 
 /// Bytes that a client may send ahead while its request is being answered.
 const AHEAD_BYTES_MAX: usize = 64 * 1024;
@@ -91,7 +91,7 @@ impl Shard {
                 }
                 Ok(Progress::Request(request)) => {
                     self.core.counters.http_requests += 1;
-                    self.core.table.get(index).flags.arriving = false;
+                    self.core.table.get(index).flags.lower(Flag::Arriving);
                     rest = &rest[request.bytes..];
                     match self.route(index, &request) {
                         Next::Request => self.core.await_request(index),
@@ -133,8 +133,8 @@ impl Shard {
         }
         let flags = &mut self.core.table.get(index).flags;
         // A later request has as long as the first one had, from its first byte on.
-        if !is_answering && !input.is_empty() && flags.served && !flags.arriving {
-            flags.arriving = true;
+        if !is_answering && !input.is_empty() && flags.has(Flag::Served) && !flags.has(Flag::Arriving) {
+            flags.raise(Flag::Arriving);
             let deadline_ms = now_ms + self.core.settings.handshake_ms;
             self.core.set_deadline(index, deadline_ms);
         }
@@ -144,7 +144,7 @@ impl Shard {
 
     /// The peer has finished sending: what it asked is still answered.
     pub(crate) fn http_eof(&mut self, index: u32) {
-        self.core.table.get(index).flags.eof = true;
+        self.core.table.get(index).flags.raise(Flag::Eof);
         if self.core.http(index).answering.is_none() {
             self.core.finish(index);
         }
@@ -159,7 +159,7 @@ impl Shard {
             self.core.error_problem(index, reply, &error_frame(ErrorCode::Unavailable, None, Some(1_000)));
             return self.go_on(index, reply.keep_alive);
         }
-        if http.input.is_empty() && self.core.table.get(index).flags.served {
+        if http.input.is_empty() && self.core.table.get(index).flags.has(Flag::Served) {
             self.core.counters.idle_timeouts += 1;
         } else {
             self.core.counters.handshake_timeouts += 1;
@@ -169,7 +169,7 @@ impl Shard {
 
     /// The answer to a request is written: on to the next one, or to the end.
     pub(crate) fn go_on(&mut self, index: u32, keep_alive: bool) {
-        if !keep_alive || self.core.draining || self.core.table.get(index).flags.eof {
+        if !keep_alive || self.core.draining || self.core.table.get(index).flags.has(Flag::Eof) {
             return self.core.finish(index);
         }
         self.core.await_request(index);
@@ -224,7 +224,7 @@ impl Shard {
     fn switch(&mut self, index: u32, stage: Stage, rest: &[u8]) {
         let entry = self.core.table.get(index);
         entry.stage = stage;
-        entry.deadline_ms = NEVER;
+        entry.deadline = Deadline::NEVER;
         self.greet(index);
         if !rest.is_empty() {
             self.received(index, &mut rest.to_vec());
@@ -243,7 +243,7 @@ impl Core {
 
     /// Between two requests of one connection.
     fn await_request(&mut self, index: u32) {
-        self.table.get(index).flags.served = true;
+        self.table.get(index).flags.raise(Flag::Served);
         let deadline_ms = self.now.monotonic_ms + self.settings.idle_ms;
         self.set_deadline(index, deadline_ms);
     }

@@ -96,6 +96,15 @@ impl Snapshot {
                 ConstCounter::new(*count).encode(family.encode_family(&[(label, value.as_str())])?)?;
             }
         }
+        #[cfg(feature = "count-allocations")]
+        {
+            let help = "Bytes that the process holds of the heap, by the size up to which the pieces are";
+            let kind = ConstGauge::new(0_i64).metric_type();
+            let mut family = encoder.encode_descriptor("ringway_heap_bytes", help, None, kind)?;
+            for (bound, bytes) in crate::allocations::held() {
+                ConstGauge::new(bytes).encode(family.encode_family(&[("up_to", bound.to_string().as_str())])?)?;
+            }
+        }
         Ok(())
     }
 }

@@ -316,6 +316,7 @@ fn chat_config(config: &Config, shard: u16, map: &SlotMap, facts: &StoreFacts) -
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).map_err(|error| StartError::System(error.into()))?;
     let limits = chat::Limits {
+        sessions_max: ring_connections(config),
         sessions_per_user_max: config.limits.sessions_per_user_max.get() as u32,
         conversations_per_user_max: config.limits.conversations_per_user_max.get() as u32,
         body_bytes_max: config.limits.body_bytes_max.get() as u32,
@@ -329,6 +330,7 @@ fn shard_settings(config: &Config, shard: u16) -> ShardSettings {
     ShardSettings {
         shard,
         node: config.server.node.clone(),
+        connections_max: ring_connections(config),
         echo: config.server.echo,
         allowed_origins: config.server.allowed_origins.get().to_vec(),
         token_in_url: config.auth.token_in_url,

@@ -16,7 +16,7 @@ use crate::auth::Authenticator;
 use crate::core::Core;
 use crate::counters::ShardCounters;
 use crate::http::Http;
-use crate::table::{NEVER, Stage};
+use crate::table::{Deadline, NEVER, Stage};
 
 /// Rounds of mail in one turn: enough for a message's whole way if all its owners are on this shard.
 const MAIL_ROUNDS_MAX: u32 = 8;
@@ -28,6 +28,8 @@ pub struct ShardSettings {
     pub shard: u16,
     /// What clients see as `node`.
     pub node: String,
+    /// Connections that each table of its ring holds at most; their room is set aside at the start.
+    pub connections_max: u32,
     /// Serve a plain echo at `/echo`.
     pub echo: bool,
     /// Origins that browsers may come from; none: all.
@@ -157,7 +159,7 @@ impl Shard {
                 }
                 Stage::Http(http) if http.answering.is_none() => self.core.finish(index),
                 Stage::Echo(_) => self.core.close_socket(index, CloseCode::GoingAway),
-                Stage::Http(_) | Stage::Closing | Stage::Free(_) => {}
+                Stage::Http(_) | Stage::Closing | Stage::Free => {}
             }
         }
     }
@@ -250,7 +252,7 @@ impl Shard {
             Stage::Socket(_) => self.socket_received(index, bytes),
             Stage::Echo(_) => self.echo_received(index, bytes),
             Stage::Closing => {}
-            Stage::Free(_) => unreachable!("a handle leads to no free entry"),
+            Stage::Free => unreachable!("a handle leads to no free entry"),
         }
     }
 
@@ -259,7 +261,7 @@ impl Shard {
             Stage::Http(_) => self.http_eof(index),
             Stage::Socket(_) | Stage::Echo(_) => self.core.finish(index),
             Stage::Closing => {}
-            Stage::Free(_) => unreachable!("a handle leads to no free entry"),
+            Stage::Free => unreachable!("a handle leads to no free entry"),
         }
     }
 
@@ -320,22 +322,22 @@ impl Shard {
     /// The wheel says that one of an entry's deadlines may have passed.
     fn look_at(&mut self, index: u32) {
         let now_ms = self.core.now.monotonic_ms;
-        self.core.table.get(index).armed_ms = NEVER;
+        self.core.table.get(index).forget_paid_pings(now_ms);
         if self.core.stalls_ms(index) <= now_ms {
             self.core.counters.stalled += 1;
             self.core.cut(index);
         }
         self.look_at_token(index);
-        if self.core.table.get(index).deadline_ms <= now_ms {
-            self.core.table.get(index).deadline_ms = NEVER;
+        if self.core.table.get(index).deadline.is_due(now_ms) {
+            self.core.table.get(index).deadline = Deadline::NEVER;
             match self.core.table.get(index).stage {
                 Stage::Http(_) => self.http_late(index),
                 Stage::Socket(_) => self.socket_late(index),
                 Stage::Closing => self.core.cut(index),
-                Stage::Echo(_) | Stage::Free(_) => {}
+                Stage::Echo(_) | Stage::Free => {}
             }
         }
-        let deadline_ms = self.core.table.get(index).deadline_ms;
+        let deadline_ms = self.core.table.get(index).deadline.ms(now_ms);
         let next_ms = deadline_ms.min(self.core.stalls_ms(index)).min(self.token_deadline_ms(index));
         if next_ms != NEVER {
             self.core.arm(index, next_ms);
@@ -347,7 +349,7 @@ impl Shard {
             match self.core.table.get(index).stage {
                 Stage::Socket(_) => self.core.close_socket(index, CloseCode::Moved),
                 Stage::Http(_) => self.core.cut(index),
-                Stage::Echo(_) | Stage::Closing | Stage::Free(_) => {}
+                Stage::Echo(_) | Stage::Closing | Stage::Free => {}
             }
         }
         self.settle();

@@ -7,20 +7,17 @@ use wire::close::CloseCode;
 use wire::ids::DeviceId;
 use wire::json::decode_client;
 use wire::protocol::{ClientFrame, ErrorCode, ErrorFrame, Open, ServerFrame};
-use wire::reader::{Event, Input, Reader};
-use wire::websocket::{FrameError, Limits, Role, close_code};
+use wire::reader::{Event, Input};
+use wire::websocket::{FrameError, Limits, close_code};
 use wire::writer::{Opcode, write_close_answer, write_frame};
 
 use crate::auth::Identity;
 use crate::effects::error_frame;
 use crate::shard::Shard;
-use crate::table::{Socket, Stage};
+use crate::table::{Deadline, Flag, NEVER, Socket, Stage};
 
 /// `/echo` has limits of its own, wide enough for conformance suites.
 const ECHO_LIMITS: Limits = Limits { message_bytes_max: 16 * 1024 * 1024, fragments_max: 1 << 20 };
-/// A ping or pong is paid for with a second of patience; a peer may owe twenty.
-const PING_COST_MS: u64 = 1_000;
-const PINGS_AT_ONCE: u64 = 20;
 
 impl Shard {
     /// Bytes arrived on a WebSocket of the client protocol.
@@ -28,16 +25,17 @@ impl Shard {
         let limits = Limits::for_bodies_of(self.core.settings.body_bytes_max as u32);
         // Taken out while frames borrow from it, and put back unless the connection ends.
         let Some(socket) = self.socket(index) else { unreachable!("the caller looked") };
-        let mut reader = std::mem::replace(&mut socket.reader, Reader::new(Role::Server));
-        if socket.session.is_some() {
-            self.core.table.get(index).deadline_ms = self.core.now.monotonic_ms + crate::effects::OFFLINE_MS;
+        let (mut reader, is_open) = (socket.take_reader(), socket.session.is_some());
+        if is_open {
+            let deadline_ms = self.core.now.monotonic_ms + crate::effects::OFFLINE_MS;
+            self.core.table.get(index).deadline = Deadline::at(deadline_ms);
         }
         let mut input = Input::new(bytes);
         while self.socket(index).is_some() {
             match reader.next(limits, &mut input) {
                 Ok(None) => {
                     if let Some(socket) = self.socket(index) {
-                        socket.reader = reader;
+                        socket.put_reader(reader);
                     }
                     return;
                 }
@@ -107,7 +105,7 @@ impl Shard {
     }
 
     fn open(&mut self, index: u32, open: &Open<'_>) {
-        let upgraded_as = self.socket(index).and_then(|socket| socket.upgraded_as.as_deref().copied());
+        let upgraded_as = self.socket(index).and_then(|socket| socket.upgraded_as());
         let identity = match (&open.ticket, &open.token, upgraded_as) {
             (Some(ticket), _, upgraded_as) => {
                 let resumed = self.core.check_ticket(ticket);
@@ -147,16 +145,16 @@ impl Shard {
 
     fn open_as(&mut self, index: u32, identity: Identity, device: DeviceId, open: &Open<'_>) {
         let expires_ms = self.core.monotonic(identity.expires_ms);
+        self.core.table.get(index).set_expires_ms(expires_ms);
         if let Some(socket) = self.socket(index) {
-            socket.expires_ms = expires_ms;
-            socket.upgraded_as = None;
+            socket.forget_upgrade();
         }
         let client = self.core.table.client(index);
         let who = chat::Identity { user: identity.user, device };
         let session = self.chat.open(client, who, open.changes_after, open.window, &mut self.core);
         match self.socket(index) {
             Some(socket) => {
-                (socket.session, socket.user) = (Some(session), identity.user);
+                socket.session = Some(session);
                 self.core.heard_from(index);
             }
             // The rules refused it at once, and closed.
@@ -166,10 +164,8 @@ impl Shard {
 
     /// A new token on a living connection.
     fn renew_token(&mut self, index: u32, token: &str) {
-        let Some((user, session)) = self.socket(index).and_then(|socket| Some((socket.user, socket.session?))) else {
-            return;
-        };
-        let device = self.chat.device(session);
+        let Some(session) = self.socket(index).and_then(|socket| socket.session) else { return };
+        let chat::Identity { user, device } = self.chat.identity(session);
         let renewed = self.core.check_token(token);
         let renewed = renewed.filter(|token| token.user == user && token.device.is_none_or(|own| own == device));
         let Some(renewed) = renewed else {
@@ -177,10 +173,9 @@ impl Shard {
         };
         let expires_ms = self.core.monotonic(renewed.expires_ms);
         let deadline_ms = expires_ms.saturating_sub(self.core.now.monotonic_ms);
-        if let Some(socket) = self.socket(index) {
-            socket.expires_ms = expires_ms;
-        }
-        self.core.table.get(index).flags.warned = false;
+        let entry = self.core.table.get(index);
+        entry.set_expires_ms(expires_ms);
+        entry.flags.lower(Flag::Warned);
         self.core.arm(index, self.core.warn_ms(expires_ms));
         let client = self.core.table.client(index);
         self.core.frame(client, &ServerFrame::Auth { deadline_ms });
@@ -189,15 +184,12 @@ impl Shard {
     /// The wheel looks at a WebSocket: is its token about to end?
     pub(crate) fn look_at_token(&mut self, index: u32) {
         let now_ms = self.core.now.monotonic_ms;
-        let flags = self.core.table.get(index).flags;
-        let Some(expires_ms) = self.socket(index).map(|socket| socket.expires_ms).filter(|_| flags.opened) else {
-            return;
-        };
+        let Some((expires_ms, is_warned)) = self.token_end(index) else { return };
         if expires_ms + self.core.auth.leeway_ms() <= now_ms {
             self.core.counters.tokens_expired += 1;
             self.core.close_socket(index, CloseCode::TokenExpired);
-        } else if !flags.warned && self.core.warn_ms(expires_ms) <= now_ms {
-            self.core.table.get(index).flags.warned = true;
+        } else if !is_warned && self.core.warn_ms(expires_ms) <= now_ms {
+            self.core.table.get(index).flags.raise(Flag::Warned);
             let client = self.core.table.client(index);
             self.core.frame(client, &ServerFrame::Auth { deadline_ms: expires_ms.saturating_sub(now_ms) });
         }
@@ -205,11 +197,18 @@ impl Shard {
 
     /// When the wheel has to look at the token again.
     pub(crate) fn token_deadline_ms(&mut self, index: u32) -> u64 {
-        let flags = self.core.table.get(index).flags;
-        let Some(expires_ms) = self.socket(index).map(|socket| socket.expires_ms).filter(|_| flags.opened) else {
-            return crate::table::NEVER;
-        };
-        if flags.warned { expires_ms + self.core.auth.leeway_ms() } else { self.core.warn_ms(expires_ms) }
+        match self.token_end(index) {
+            None => NEVER,
+            Some((expires_ms, true)) => expires_ms + self.core.auth.leeway_ms(),
+            Some((expires_ms, false)) => self.core.warn_ms(expires_ms),
+        }
+    }
+
+    /// When the token of an open session ends, if it does, and whether the client was told.
+    fn token_end(&mut self, index: u32) -> Option<(u64, bool)> {
+        let entry = self.core.table.get(index);
+        let is_open = matches!(entry.stage, Stage::Socket(_)) && entry.flags.has(Flag::Opened);
+        Some((entry.expires_ms(), entry.flags.has(Flag::Warned))).filter(|end| is_open && end.0 != NEVER)
     }
 
     /// The stage's deadline has passed: no `open`, or no sign of life.
@@ -222,9 +221,10 @@ impl Shard {
     /// Whether the peer may ping once more; closes if not.
     fn may_ping(&mut self, index: u32) -> bool {
         let now_ms = self.core.now.monotonic_ms;
-        let Some(socket) = self.socket(index) else { return false };
-        socket.pings_until_ms = socket.pings_until_ms.max(now_ms) + PING_COST_MS;
-        if socket.pings_until_ms <= now_ms + PINGS_AT_ONCE * PING_COST_MS {
+        if self.socket(index).is_none() {
+            return false;
+        }
+        if self.core.table.get(index).pays_for_ping(now_ms) {
             return true;
         }
         self.core.counters.floods += 1;
@@ -250,9 +250,8 @@ impl Shard {
 
     /// Bytes arrived on a WebSocket that echoes.
     pub(crate) fn echo_received(&mut self, index: u32, bytes: &mut [u8]) {
-        let Stage::Echo(mut reader) = std::mem::replace(&mut self.core.table.get(index).stage, Stage::Closing) else {
-            unreachable!("the caller looked")
-        };
+        let Stage::Echo(resting) = &mut self.core.table.get(index).stage else { unreachable!("the caller looked") };
+        let mut reader = resting.take();
         let mut input = Input::new(bytes);
         loop {
             match reader.next(ECHO_LIMITS, &mut input) {
@@ -265,7 +264,9 @@ impl Shard {
                 Err(error) => return self.close_for(index, error),
             }
         }
-        self.core.table.get(index).stage = Stage::Echo(reader);
+        if let Stage::Echo(resting) = &mut self.core.table.get(index).stage {
+            resting.put(reader);
+        }
     }
 
     fn echo(&mut self, index: u32, opcode: Opcode, payload: &[u8]) {

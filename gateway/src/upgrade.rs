@@ -1,11 +1,8 @@
 //! Who may turn a request into a WebSocket, and what the first frame says.
 
 use wire::http::Request;
-use wire::ids::UserId;
 use wire::protocol::{ErrorCode, ServerFrame};
-use wire::reader::Reader;
 use wire::upgrade::{SUBPROTOCOL_JSON, Subprotocol, UpgradeError, check_upgrade, write_switching};
-use wire::websocket::Role;
 
 use chat::Effects;
 use storage::seam::Class;
@@ -15,7 +12,7 @@ use crate::core::Core;
 use crate::effects::{BEAT_MS, OFFLINE_MS, error_frame};
 use crate::http::Next;
 use crate::shard::Shard;
-use crate::table::{NEVER, Socket, Stage};
+use crate::table::{Resting, Socket, Stage};
 
 impl Shard {
     /// `/ws`.
@@ -42,14 +39,7 @@ impl Shard {
         };
         self.core.counters.upgrades += 1;
         write_switching(self.core.queue(index), upgrade.key, subprotocol);
-        Next::Switched(Stage::Socket(Socket {
-            reader: Reader::new(Role::Server),
-            session: None,
-            user: UserId(0),
-            pings_until_ms: 0,
-            expires_ms: NEVER,
-            upgraded_as: upgraded_as.map(Box::new),
-        }))
+        Next::Switched(Stage::Socket(Socket::new(upgraded_as)))
     }
 
     /// `/echo`.
@@ -58,7 +48,7 @@ impl Shard {
             Ok(upgrade) => {
                 self.core.counters.upgrades += 1;
                 write_switching(self.core.queue(index), upgrade.key, None);
-                Next::Switched(Stage::Echo(Reader::new(Role::Server)))
+                Next::Switched(Stage::Echo(Resting::default()))
             }
             Err(error) => self.refuse_handshake(index, request, error),
         }

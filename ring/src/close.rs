@@ -32,7 +32,7 @@ impl KernelRing {
         match slot.stage {
             Stage::Open | Stage::Draining => {
                 slot.stage = Stage::Closing;
-                slot.reason = CloseReason::Asked;
+                slot.set_reason(CloseReason::Asked);
                 self.disconnect(index);
             }
             Stage::Closing => self.disconnect(index),
@@ -82,7 +82,7 @@ impl KernelRing {
             return;
         }
         slot.stage = Stage::Closing;
-        slot.reason = reason;
+        slot.set_reason(reason);
         // A read under way ends by itself; what waits for the peer has to be made to end.
         let waits =
             matches!(slot.reading, Reading::Polled | Reading::Many | Reading::Cancelling) || slot.send != NO_SEND;
@@ -107,7 +107,7 @@ impl KernelRing {
         let slot = self.table.slot(index);
         if slot.stage == Stage::Releasing {
             self.counters.closed += 1;
-            events.push(Event::Closed { connection, reason: slot.reason, buffer });
+            events.push(Event::Closed { connection, reason: slot.reason(), buffer });
         }
         self.table.free(index);
     }

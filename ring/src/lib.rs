@@ -41,3 +41,4 @@ pub use doorbell::Doorbell;
 pub use error::RingError;
 pub use kernel::KernelRing;
 pub use seam::{AcceptPause, CloseReason, ConnectError, Connection, Event, EventBatch, ListenerId, Op, Ops};
+pub use table::CONNECTION_BYTES;

@@ -53,7 +53,7 @@ pub(crate) struct Slot {
     pub(crate) send: u32,
     /// When it last received, in the ring's own milliseconds.
     pub(crate) received_ms: u32,
-    pub(crate) reason: CloseReason,
+    reason: i32,
     /// Which wait counted the buffers in `burst`.
     pub(crate) burst_wait: u16,
     /// Buffers it used in one wait.
@@ -75,16 +75,45 @@ pub(crate) struct Slot {
     pub(crate) installing: bool,
 }
 
-/// An idle connection's whole cost in user space.
-const _: () = assert!(size_of::<Slot>() <= 40);
+/// Bytes of user space that a ring holds for an idle connection.
+pub const CONNECTION_BYTES: usize = size_of::<Slot>();
+
+const _: () = assert!(size_of::<Slot>() <= 32);
+
+/// Reasons that are no error of the system's.
+const ASKED: i32 = 0;
+const FINISHED: i32 = -1;
+const RESET: i32 = -2;
+const TIMED_OUT: i32 = -3;
 
 impl Slot {
+    /// Why it ends, in half of the reason's own width.
+    pub(crate) fn reason(&self) -> CloseReason {
+        match self.reason {
+            ASKED => CloseReason::Asked,
+            FINISHED => CloseReason::Finished,
+            RESET => CloseReason::Reset,
+            TIMED_OUT => CloseReason::TimedOut,
+            code => CloseReason::Failed { code },
+        }
+    }
+
+    pub(crate) fn set_reason(&mut self, reason: CloseReason) {
+        self.reason = match reason {
+            CloseReason::Asked => ASKED,
+            CloseReason::Finished => FINISHED,
+            CloseReason::Reset => RESET,
+            CloseReason::TimedOut => TIMED_OUT,
+            CloseReason::Failed { code } => code,
+        };
+    }
+
     fn new() -> Self {
         Self {
             generation: 0,
             send: NO_SEND,
             received_ms: 0,
-            reason: CloseReason::Asked,
+            reason: ASKED,
             burst_wait: 0,
             burst: 0,
             pending: 0,

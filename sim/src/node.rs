@@ -53,6 +53,7 @@ fn settings(plan: &Plan, shard: u16) -> ShardSettings {
     ShardSettings {
         shard,
         node: "sim".into(),
+        connections_max: 4_096,
         echo: false,
         allowed_origins: Vec::new(),
         token_in_url: false,

@@ -67,6 +67,7 @@ fn limits(rng: &mut Rng) -> Limits {
         return Limits::default();
     }
     Limits {
+        sessions_max: 16,
         sessions_per_user_max: 4,
         conversations_per_user_max: 100,
         body_bytes_max: 100,

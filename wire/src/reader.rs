@@ -76,6 +76,11 @@ impl Reader {
         Self { decoder: Decoder::new(role), held: None }
     }
 
+    /// Whether nothing has begun that has not ended: a new reader could go on in its place.
+    pub fn is_between_frames(&self) -> bool {
+        self.held.is_none() && self.decoder.is_between_frames()
+    }
+
     /// Heap bytes that it holds now.
     pub fn held_bytes(&self) -> usize {
         self.held.as_ref().map_or(0, |held| size_of::<Held>() + held.input.capacity() + held.message.capacity())

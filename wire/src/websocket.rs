@@ -260,6 +260,11 @@ impl Decoder {
         matches!(self.open, Open::Text | Open::Binary)
     }
 
+    /// Whether no frame and no message has begun that has not ended, and no close frame came.
+    pub fn is_between_frames(&self) -> bool {
+        self.open == Open::No && !self.in_payload
+    }
+
     /// Takes the next step at the front of `input`, unmasking in place.
     ///
     /// Zero bytes and no step mean that more input is needed; what is left over then is less than

@@ -36,6 +36,7 @@ fn settings() -> ShardSettings {
     ShardSettings {
         shard: 0,
         node: "test".to_owned(),
+        connections_max: 2_048,
         echo: true,
         allowed_origins: Vec::new(),
         token_in_url: false,
@@ -388,6 +389,10 @@ fn an_idle_session_costs_no_buffer() {
     }
     // The wheel's heads and the first buffers are the shard's, whoever is connected.
     let fixed = 32 * 1_024;
-    let each = (world.shard.memory_bytes() - fixed) / SESSIONS;
-    assert!(each <= 192, "{each} bytes for the connection of an idle session");
+    let connection = (world.shard.memory_bytes() - fixed) / SESSIONS;
+    let size = |name| world.shard.chat().sizes().iter().find(|size| size.0 == name).expect("it is counted").1;
+    let [session, user] = ["sessions_bytes", "users_bytes"].map(|name| size(name) as usize / SESSIONS);
+    let all = ring::CONNECTION_BYTES + connection + session + user;
+    assert!(connection <= 64, "{connection} bytes for the connection of an idle session");
+    assert!(all <= 200, "{all} bytes for an idle session: {connection}, {session} and {user}");
 }
