@@ -61,8 +61,15 @@ class Closed(Exception):
 class Raw:
     """A TCP connection whose bytes are in the test's hand."""
 
-    def __init__(self, server):
-        self.socket = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS)
+    def __init__(self, server, *, receive_buffer=None):
+        self.socket = socket.socket()
+        if receive_buffer:
+            # Before the connection, for the window is announced with it. Small segments, for by their size
+            # the kernel of the server decides how much it buffers.
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+        self.socket.settimeout(PATIENCE_SECONDS)
+        self.socket.connect(("127.0.0.1", server.port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.buffer = b""
 
