@@ -101,7 +101,7 @@ fn idle(rounds: u32, hold: u64) -> Result<(), Trouble> {
     let (mut slopes, mut counted, mut rows) = (Vec::new(), Vec::new(), Vec::new());
     for round in 1..=rounds {
         let scratch = Scratch::new("idle")?;
-        let server = Process::ringway(&scratch.path, None, &["--shards", "1"])?;
+        let server = Process::ringway_that_purges(&scratch.path, &["--shards", "1"])?;
         let stop = Arc::new(AtomicBool::new(false));
         let (mut threads, mut points) = (Vec::new(), Vec::new());
         for step in 0..STEPS {

@@ -44,13 +44,27 @@ fn pinned(program: &Path, core: Option<usize>) -> Command {
 }
 
 impl Process {
-    /// Starts `ringway dev` with one shard.
+    /// Starts `ringway dev`.
     pub fn ringway(data: &Path, core: Option<usize>, arguments: &[&str]) -> Result<Self, Trouble> {
+        Self::ringway_with(data, core, arguments, &[])
+    }
+
+    /// Starts `ringway dev` with memory that is freed given back at once: else it would be counted for a while
+    /// longer. To be paid for with a page fault each time that it is needed again.
+    pub fn ringway_that_purges(data: &Path, arguments: &[&str]) -> Result<Self, Trouble> {
+        Self::ringway_with(data, None, arguments, &[("MIMALLOC_PURGE_DELAY", "0")])
+    }
+
+    fn ringway_with(
+        data: &Path,
+        core: Option<usize>,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<Self, Trouble> {
         let address = two_free_ports()?;
         let mut command = pinned(&ringway()?, core);
         command.args(["dev", "--listen", &address.to_string(), "--data"]).arg(data).args(arguments);
-        // Memory that was freed would otherwise be counted for a while longer.
-        command.env("MIMALLOC_PURGE_DELAY", "0");
+        command.envs(environment.iter().copied());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
         let mut lines = BufReader::new(child.stdout.take().expect("it was asked for")).lines();
         let internal = lines.by_ref().map_while(Result::ok).find_map(|line| {
