@@ -43,6 +43,8 @@ pub struct Limits {
     pub unacknowledged_max: u32,
     /// Conversations that one lagging or failing session is told about; above it the session is closed.
     pub tracked_per_session_max: u32,
+    /// Heads of changed conversations that one turn hands to a checkpoint; the next turn goes on.
+    pub heads_per_turn_max: u32,
     /// How long a send may wait for its commit before it is answered `unavailable`.
     pub commit_wait_ms: u64,
 }
@@ -70,6 +72,7 @@ impl Default for Limits {
             outbound_bytes_max: 256 << 10,
             unacknowledged_max: 1_024,
             tracked_per_session_max: 64,
+            heads_per_turn_max: 256,
             commit_wait_ms: 2_000,
         }
     }

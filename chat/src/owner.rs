@@ -63,7 +63,7 @@ pub(crate) struct Entry {
     pub recent: VecDeque<RowPlace>,
     /// Changed since the last freeze.
     pub dirty: bool,
-    /// Generation of the overlay that holds its last head row.
+    /// Generation of the overlay after which the views have all of it.
     pub frozen_in: Option<u32>,
     /// Used since the last look for something to let go.
     pub touched: bool,
@@ -111,6 +111,8 @@ pub(crate) struct Owner {
     pub awaited: Slab<Awaited>,
     /// Changed since the last freeze.
     pub dirty: Vec<ConversationId>,
+    /// Changed before the last freeze, their heads not handed over yet.
+    pub closing: Vec<ConversationId>,
     /// Read marks that wait for their control record: when, whose.
     pub marks_due: VecDeque<(u64, ConversationId, UserId)>,
     /// The same, to find out whose wait already.
@@ -172,6 +174,7 @@ impl Owner {
             staging: Staging::default(),
             awaited: Slab::new(),
             dirty: Vec::new(),
+            closing: Vec::new(),
             marks_due: VecDeque::new(),
             marks_scheduled: HashSet::with_hasher(state),
             conversations: 0,
@@ -514,23 +517,39 @@ impl Owner {
         fx.storage(StorageRequest::Serving);
     }
 
-    /// Storage asks for everything up to here.
-    pub(crate) fn freeze<E: Effects>(&mut self, checkpoint: u64, fx: &mut E) {
-        let generation = self.overlay.generation();
-        for id in std::mem::take(&mut self.dirty) {
-            let slot = self.slots[slot_of(id)].as_mut().expect("dirty means owned");
-            let Some(entry) = slot.conversations.get_mut(&id) else { continue };
-            let state = entry.state.as_ref().expect("dirty means loaded");
-            self.overlay.push_with(Space::Heads, &id.key(), |out| state.write_head(out));
-            entry.dirty = false;
-            entry.frozen_in = Some(generation);
-        }
+    /// Storage asks for everything up to here; [`Owner::hand_over`] gives it.
+    pub(crate) fn freeze(&mut self, checkpoint: u64) {
+        assert!(self.closing.is_empty(), "one checkpoint at a time");
+        std::mem::swap(&mut self.dirty, &mut self.closing);
         let covered = self.slots.iter().enumerate().filter_map(|(number, slot)| {
             slot.as_ref().filter(|slot| slot.next_lsn > 0).map(|slot| (number as Slot, slot.next_lsn))
         });
-        let run = self.overlay.freeze(checkpoint, covered.collect());
+        self.overlay.freeze(checkpoint, covered.collect());
         self.window.freeze(checkpoint);
-        fx.storage(StorageRequest::Run { checkpoint, run });
+    }
+
+    /// Adds some heads to the generation that closes, and hands it over with the last of them.
+    ///
+    /// A head may be later than the freeze: the journal still has what it is ahead by, and applying that again
+    /// changes nothing.
+    pub(crate) fn hand_over<E: Effects>(&mut self, fx: &mut E) {
+        if !self.overlay.is_closing() {
+            return;
+        }
+        for _ in 0..self.limits.heads_per_turn_max {
+            let Some(id) = self.closing.pop() else { break };
+            let slot = self.slots[slot_of(id)].as_mut().expect("dirty means owned");
+            let Some(entry) = slot.conversations.get_mut(&id) else { continue };
+            let state = entry.state.as_ref().expect("dirty means loaded");
+            let generation = self.overlay.push_closing(Space::Heads, &id.key(), |out| state.write_head(out));
+            entry.dirty = false;
+            // Its newest messages may be in the generation that grows, and must be found until that is done.
+            entry.frozen_in = Some(entry.recent.back().map_or(generation, |place| place.generation().max(generation)));
+        }
+        if self.closing.is_empty() {
+            let (checkpoint, run) = self.overlay.close();
+            fx.storage(StorageRequest::Run { checkpoint, run });
+        }
     }
 
     /// A checkpoint is durable.

@@ -126,7 +126,7 @@ impl Chat {
             StorageEvent::Appended { group, outcomes } => self.owner.appended(now, group, &outcomes, fx),
             StorageEvent::Read(ticket, answer) if ticket & 1 == 0 => self.owner.answered(now, ticket, answer, fx),
             StorageEvent::Read(ticket, answer) => self.users.answered(ticket, answer, fx),
-            StorageEvent::Freeze { checkpoint } => self.owner.freeze(checkpoint, fx),
+            StorageEvent::Freeze { checkpoint } => self.owner.freeze(checkpoint),
             StorageEvent::CheckpointDone { checkpoint } => {
                 self.owner.checkpoint_done(checkpoint);
                 self.users.checkpoint_done();
@@ -139,6 +139,7 @@ impl Chat {
         self.owner.give_up(now, fx);
         self.owner.stage_due_marks(now);
         self.owner.submit(now, fx);
+        self.owner.hand_over(fx);
         self.owner.let_go();
         self.users.ask_stuck(now, fx);
     }
@@ -154,7 +155,9 @@ impl Chat {
     pub fn deadline(&self) -> Option<u64> {
         let mark = self.owner.marks_due.front().map(|due| due.0);
         let stuck = (!self.users.stuck.is_empty()).then_some(self.users.stuck_until_ms);
-        [mark, stuck, self.owner.stall_deadline()].into_iter().flatten().min()
+        // More heads wait for the checkpoint, and nothing else may come to bring the next turn.
+        let heads = self.owner.overlay.is_closing().then_some(0);
+        [mark, stuck, heads, self.owner.stall_deadline()].into_iter().flatten().min()
     }
 
     /// Whether every slot of this shard has been recovered.

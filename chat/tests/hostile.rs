@@ -169,9 +169,8 @@ impl World {
         self.event(StorageEvent::Freeze { checkpoint: self.checkpoints });
         self.settle();
         for (checkpoint, run) in std::mem::take(&mut self.runs) {
-            for &row in &run.rows {
-                let (key, value) = run.get(row);
-                self.views.insert((row.space, key.to_vec()), value.to_vec());
+            for (space, key, value) in run.rows() {
+                self.views.insert((space, key.to_vec()), value.to_vec());
             }
             drop(run);
             self.event(StorageEvent::CheckpointDone { checkpoint });

@@ -231,16 +231,7 @@ impl Driver {
         self.shard.turn(now, &mut self.input, &mut self.output);
         self.ring.submit(&mut self.output.ring);
         self.unread.extend(self.output.storage.drain(..));
-        while let Some(request) = self.unread.pop_front() {
-            if let Err(returned) = self.port.submit(request) {
-                if !self.shard.is_serving() && matches!(returned, StorageRequest::Read(..)) {
-                    // The reads that fill the queue end, which is when this is tried again.
-                    self.unread.push_front(returned);
-                    break;
-                }
-                self.input.storage.extend(unavailable(returned));
-            }
-        }
+        hand_over(&mut self.unread, &self.port, self.shard.is_serving(), &mut self.input.storage);
         if now.monotonic_ms >= self.published_ms + 1_000 || self.drained_by_ms.is_some() {
             self.publish(now);
         }
@@ -288,6 +279,19 @@ impl Driver {
     }
 }
 
+/// Hands requests to storage, in order. What it does not take is answered; but a shard that does not serve yet
+/// is not refused a read: that one and what is behind it stay, and are tried again in the next turn.
+fn hand_over(requests: &mut VecDeque<StorageRequest>, port: &Port, is_serving: bool, answers: &mut Vec<StorageEvent>) {
+    while let Some(request) = requests.pop_front() {
+        let Err(returned) = port.submit(request) else { continue };
+        if !is_serving && matches!(returned, StorageRequest::Read(..)) {
+            requests.push_front(returned);
+            return;
+        }
+        answers.extend(unavailable(returned));
+    }
+}
+
 /// What a shard is told of a request that storage did not take: its queue is full, or it has stopped.
 fn unavailable(request: StorageRequest) -> Option<StorageEvent> {
     match request {
@@ -301,5 +305,59 @@ fn unavailable(request: StorageRequest) -> Option<StorageEvent> {
         }
         // Only a store that has stopped refuses these, and then no checkpoint waits for them.
         StorageRequest::Run { .. } | StorageRequest::Serving => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use storage::embedded::{EmbeddedConfig, EmbeddedStore, Started};
+    use storage::seam::{Space, Ticket, ViewRead};
+
+    use super::*;
+
+    /// A store whose queue holds so many reads.
+    fn store(directory: &std::path::Path, readers: usize, reads_waiting_max: usize) -> Started {
+        let config = EmbeddedConfig { readers, reads_waiting_max, ..EmbeddedConfig::new(directory) };
+        EmbeddedStore::start(&config, &[0; 4_096], vec![Box::new(|| {})]).expect("starts")
+    }
+
+    fn reads(count: Ticket) -> VecDeque<StorageRequest> {
+        let read = |ticket| StorageRequest::Read(ticket, ViewRead::Get { space: Space::Heads, key: vec![1] });
+        (0..count).map(read).collect()
+    }
+
+    /// A journal may hold more conversations than reads may wait. Refused, a recovery would have to give up.
+    #[test]
+    fn reads_of_a_recovery_wait_for_room() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut store = store(directory.path(), 1, 2);
+        let (mut waiting, mut told) = (reads(500), Vec::new());
+        while told.len() < 500 {
+            hand_over(&mut waiting, &store.ports[0], false, &mut told);
+            store.ports[0].poll(&mut told);
+            told.retain(|event| matches!(event, StorageEvent::Read(..)));
+        }
+        assert!(waiting.is_empty());
+        let is_answered =
+            |event: &StorageEvent| matches!(event, StorageEvent::Read(_, Ok(rows)) if rows.index.is_empty());
+        assert!(told.iter().all(is_answered), "each is answered, and none is refused");
+    }
+
+    /// Whoever asks while the shard serves can be told to come again, and nothing piles up.
+    #[test]
+    fn reads_of_a_shard_that_serves_are_refused_when_there_is_no_room() {
+        let directory = tempfile::tempdir().expect("a directory");
+        // Nobody reads, so there is room for none.
+        let store = store(directory.path(), 0, 2);
+        let (mut waiting, mut told) = (reads(5), Vec::new());
+        hand_over(&mut waiting, &store.ports[0], false, &mut told);
+        assert_eq!((waiting.len(), told.len()), (5, 0));
+        hand_over(&mut waiting, &store.ports[0], true, &mut told);
+        let refused = |event: &StorageEvent| match event {
+            StorageEvent::Read(ticket, Err(ReadError::Unavailable(_))) => Some(*ticket),
+            _ => None,
+        };
+        assert_eq!(told.iter().map(refused).collect::<Vec<_>>(), (0..5).map(Some).collect::<Vec<_>>());
+        assert!(waiting.is_empty());
     }
 }

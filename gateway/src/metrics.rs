@@ -10,6 +10,7 @@ use prometheus_client::registry::Registry;
 use ring::RingCounters;
 use shard_router::MailCounters;
 use storage::counters::StoreCounters;
+use storage::seam::Space;
 use wire::close::CloseCode;
 use wire::protocol::ErrorCode;
 
@@ -177,6 +178,7 @@ fn ring_counts(ring: &RingCounters) -> Vec<Count> {
 }
 
 fn store_counts(store: &StoreCounters) -> Vec<Count> {
+    let rows = |space: Space| (store.rows[space as usize].get(), store.row_bytes[space as usize].get());
     vec![
         ("batches", store.batches.get(), "Batches committed, each with one sync."),
         ("groups", store.groups.get(), "Groups answered."),
@@ -184,6 +186,20 @@ fn store_counts(store: &StoreCounters) -> Vec<Count> {
         ("commit_us", store.commit_us.get(), "Microseconds in write and sync."),
         ("segments_removed", store.segments_removed.get(), "Journal segments removed."),
         ("checkpoints", store.checkpoints.get(), "Checkpoints done."),
+        (
+            "recovered_records",
+            store.recovered_records.get(),
+            "Records that the start found behind the last checkpoint.",
+        ),
+        ("recovered_bytes", store.recovered_bytes.get(), "Bytes of them."),
+        ("history_rows", rows(Space::History).0, "Messages handed to the views."),
+        ("history_row_bytes", rows(Space::History).1, "Bytes of them."),
+        ("dedup_rows", rows(Space::Dedup).0, "Ids of messages handed to the views."),
+        ("dedup_row_bytes", rows(Space::Dedup).1, "Bytes of them."),
+        ("head_rows", rows(Space::Heads).0, "Heads of conversations handed to the views."),
+        ("head_row_bytes", rows(Space::Heads).1, "Bytes of them."),
+        ("member_rows", rows(Space::Members).0, "Memberships handed to the views."),
+        ("member_row_bytes", rows(Space::Members).1, "Bytes of them."),
         ("ingest_failures", store.ingest_failures.get(), "Ingestions into the views that failed and were tried again."),
         ("refused_full", store.refused_full.get(), "Parts refused because the disk was full."),
         ("refused_behind", store.refused_behind.get(), "Parts refused because the views lag."),

@@ -88,6 +88,7 @@ fn limits(rng: &mut Rng) -> Limits {
         tracked_per_session_max: rng.between(5, 8) as u32,
         reads_per_session_max: rng.between(1, 4) as u16,
         commit_wait_ms: rng.between(50, 2_000),
+        heads_per_turn_max: rng.between(1, 4) as u32,
     }
 }
 

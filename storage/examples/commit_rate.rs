@@ -10,7 +10,6 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use storage::embedded::{EmbeddedConfig, EmbeddedStore, Port, Started, Waker};
@@ -152,7 +151,7 @@ impl Rows {
 
     fn run(&mut self) -> Run {
         let rows = std::mem::take(self);
-        Run { arena: Arc::new(rows.arena), rows: rows.rows, covered: Vec::new() }
+        Run::of(rows.arena, rows.rows)
     }
 }
 

@@ -4,7 +4,6 @@
 //! format, before it changes. The test then opens the directories of all versions that there ever were.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use storage::embedded::{EmbeddedConfig, EmbeddedStore, Started, Waker};
@@ -45,7 +44,7 @@ fn append(config: &EmbeddedConfig, lsn: u64, checkpoint: bool) {
         let bytes = start..group.bytes.len() as u32;
         group.parts.push(Part { slot, epoch: facts.epoch, expected_lsn: lsn, records: 10, bytes });
     }
-    let mut run = Run { arena: Arc::new(arena), rows, covered: Vec::new() };
+    let mut run = Run::of(arena, rows);
     port.submit(StorageRequest::Append(group)).expect("room");
     let mut stopping = None;
     let mut store = Some(store);

@@ -7,7 +7,6 @@
 //! what followed from them: `docs/decisions/0002-views-by-sorted-runs.md`.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
@@ -71,13 +70,13 @@ fn by_upserts(dir: &Path, messages: u64) {
     for checkpoint in 0..messages / MESSAGES_PER_CHECKPOINT {
         let run = run_of_messages(&mut random, checkpoint * MESSAGES_PER_CHECKPOINT);
         let before = Instant::now();
-        for rows in run.rows.chunks(1_000) {
+        let rows: Vec<_> = run.rows().collect();
+        for rows in rows.chunks(1_000) {
             let mut batch = database.batch();
-            for &row in rows {
-                let (key, value) = run.get(row);
+            for &(space, key, value) in rows {
                 let mut stored = value.to_vec();
                 stored.extend_from_slice(&crc32fast::hash(value).to_le_bytes());
-                batch.insert(of(row.space), key, stored);
+                batch.insert(of(space), key, stored);
             }
             batch.commit().expect("batch");
         }
@@ -122,7 +121,7 @@ fn run_of_messages(random: &mut Random, first_seq: u64) -> Run {
         known[8..16].copy_from_slice(&seq.to_le_bytes());
         add(Space::Dedup, &[&conversation, &random.next().to_be_bytes(), &seq.to_be_bytes()], &known);
     }
-    Run { arena: Arc::new(arena), rows, covered: Vec::new() }
+    Run::of(arena, rows)
 }
 
 fn conversation(number: u64) -> [u8; 16] {

@@ -5,7 +5,6 @@
 //! recovered, in the shard's own overlay, and in the views.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 
 use crate::seam::*;
 use crate::segment::SLOTS;
@@ -169,10 +168,10 @@ fn apply(rows: &mut Rows2, mut bytes: &[u8]) {
 }
 
 fn to_run(rows: &Rows2) -> Run {
-    let mut run = Run::default();
+    let mut refs = Vec::new();
     let mut arena = Vec::new();
     for (key, value) in rows {
-        run.rows.push(RowRef {
+        refs.push(RowRef {
             space: Space::History,
             offset: arena.len() as u32,
             key_bytes: key.len() as u16,
@@ -181,8 +180,7 @@ fn to_run(rows: &Rows2) -> Run {
         arena.extend_from_slice(key);
         arena.extend_from_slice(value);
     }
-    run.arena = Arc::new(arena);
-    run
+    Run::of(arena, refs)
 }
 
 fn key(slot: Slot, lsn: Lsn) -> Vec<u8> {

@@ -16,6 +16,7 @@ pub mod planted;
 pub mod port;
 pub mod postgres;
 pub mod recovery;
+mod scheduling;
 pub mod segment;
 pub mod sim_disk;
 pub mod sim_store;

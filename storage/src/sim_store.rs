@@ -331,10 +331,9 @@ impl SimViews {
     fn show(&mut self, ingest: &Ingest) {
         let mut undo = Vec::new();
         for run in &ingest.runs {
-            for &row in &run.rows {
-                let (key, value) = run.get(row);
-                let before = self.maps[row.space as usize].insert(key.to_vec(), value.to_vec());
-                undo.push((row.space, key.to_vec(), before));
+            for (space, key, value) in run.rows() {
+                let before = self.maps[space as usize].insert(key.to_vec(), value.to_vec());
+                undo.push((space, key.to_vec(), before));
             }
         }
         self.visible = Some((ingest.checkpoint, undo));

@@ -12,6 +12,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use crate::lane::Ingest;
 use crate::port::{Ended, LaneMessage, ReadJob, Shared};
+use crate::scheduling;
 use crate::seam::{ReadError, Rows, StorageEvent, ViewRead};
 use crate::views::Views;
 
@@ -81,7 +82,10 @@ where
         start("views-reader", ended.clone(), move || read(&shared, reader, &jobs));
     }
     let shared = Arc::clone(shared);
-    start("views-writer", ended, move || write(&shared, writer, &ingest_jobs, &lane));
+    start("views-writer", ended, move || {
+        scheduling::work_in_background();
+        write(&shared, writer, &ingest_jobs, &lane);
+    });
     started
 }
 
@@ -108,6 +112,8 @@ fn write<W: ViewsWriter>(shared: &Shared, mut views: W, jobs: &Receiver<W::Job>,
             }
             pause = (pause * 2).min(RETRY_MAX);
         }
+        // The shards want their memory back when they hear of it.
+        drop(job);
         drop(shared.reads.write().unwrap_or_else(PoisonError::into_inner));
         if lane.send(LaneMessage::Ingested(checkpoint)).is_err() {
             break;

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 
 use storage::embedded::{EmbeddedConfig, EmbeddedStore, Port, Started, Waker};
 use storage::journal::JournalConfig;
@@ -87,16 +86,15 @@ impl Shard {
                 self.next_lsn += u64::from(group.parts[0].records);
             }
             StorageEvent::Freeze { checkpoint } => {
-                let mut run = Run::default();
+                let mut rows = Vec::new();
                 let mut arena = Vec::new();
                 for (lsn, value) in std::mem::take(&mut self.fresh) {
                     let (offset, value_bytes) = (arena.len() as u32, value.len() as u32);
-                    run.rows.push(RowRef { space: Space::History, offset, key_bytes: 8, value_bytes });
+                    rows.push(RowRef { space: Space::History, offset, key_bytes: 8, value_bytes });
                     arena.extend(lsn.to_be_bytes());
                     arena.extend(value);
                 }
-                run.arena = Arc::new(arena);
-                self.submit(StorageRequest::Run { checkpoint, run });
+                self.submit(StorageRequest::Run { checkpoint, run: Run::of(arena, rows) });
             }
             StorageEvent::Read(..) | StorageEvent::CheckpointDone { .. } => {}
         }

@@ -3,7 +3,6 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 
 use storage::seam::{RowRef, Rows, Run, Space, ViewRead};
 use storage::views::{Views, ViewsConfig};
@@ -15,7 +14,7 @@ const KILLS: u64 = 12;
 /// Every row holds the number of the checkpoint that wrote it. Each checkpoint replaces all heads, adds
 /// history of its own and dedup rows, so that a checkpoint that is half there shows.
 fn run_of(checkpoint: u64) -> Run {
-    let mut run = Run::default();
+    let mut refs = Vec::new();
     let mut arena = Vec::new();
     for number in 0..ROWS {
         let key = number.to_be_bytes();
@@ -28,11 +27,10 @@ fn run_of(checkpoint: u64) -> Run {
             let offset = arena.len() as u32;
             arena.extend_from_slice(key);
             arena.extend_from_slice(value);
-            run.rows.push(RowRef { space, offset, key_bytes: key.len() as u16, value_bytes: value.len() as u32 });
+            refs.push(RowRef { space, offset, key_bytes: key.len() as u16, value_bytes: value.len() as u32 });
         }
     }
-    run.arena = Arc::new(arena);
-    run
+    Run::of(arena, refs)
 }
 
 fn open(dir: &Path) -> Views {

@@ -5,7 +5,6 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 
 use storage::seam::{RowRef, Run, Space, ViewRead};
 use storage::views::{Views, ViewsConfig, ViewsError};
@@ -42,7 +41,7 @@ fn run_of(checkpoint: u64) -> Run {
         arena.extend((0..40_u64).map(|byte| (number.wrapping_mul(byte ^ checkpoint) >> 3) as u8));
         rows.push(RowRef { space: Space::Heads, offset, key_bytes: 8, value_bytes: 48 });
     }
-    Run { arena: Arc::new(arena), rows, covered: Vec::new() }
+    Run::of(arena, rows)
 }
 
 fn expect_all_rows_of(views: &Views, checkpoints: std::ops::RangeInclusive<u64>) {

@@ -124,24 +124,49 @@ pub struct RowRef {
     pub value_bytes: u32,
 }
 
+/// Some rows of a run, and what they point into.
+#[derive(Debug, Clone, Default)]
+pub struct Chunk {
+    /// Keys and values.
+    pub bytes: Vec<u8>,
+    /// The rows.
+    pub rows: Vec<RowRef>,
+}
+
+impl Chunk {
+    /// The key and the value of `row`.
+    pub fn get(&self, row: RowRef) -> (&[u8], &[u8]) {
+        let key = row.offset as usize;
+        let value = key + row.key_bytes as usize;
+        (&self.bytes[key..value], &self.bytes[value..value + row.value_bytes as usize])
+    }
+}
+
 /// Rows that a shard hands to the views, unsorted. A later row of the same key replaces an earlier one.
 #[derive(Debug, Clone, Default)]
 pub struct Run {
-    /// Keys and values. Shared, because the shard reads from it until the checkpoint is done.
-    pub arena: Arc<Vec<u8>>,
-    /// The rows.
-    pub rows: Vec<RowRef>,
+    /// The rows, in pieces. Shared, because the shard reads from them until the checkpoint is done, and wants
+    /// them back then: whoever brings the views forward lets go of them first.
+    pub chunks: Arc<Vec<Chunk>>,
     /// For each slot with records in this run: the LSN up to which the run covers it. Backends
     /// whose checkpoint is per slot use it; the embedded one has a single physical position.
     pub covered: Vec<(Slot, Lsn)>,
 }
 
 impl Run {
-    /// The key and the value of `row`.
-    pub fn get(&self, row: RowRef) -> (&[u8], &[u8]) {
-        let key = row.offset as usize;
-        let value = key + row.key_bytes as usize;
-        (&self.arena[key..value], &self.arena[value..value + row.value_bytes as usize])
+    /// A run of one piece.
+    pub fn of(bytes: Vec<u8>, rows: Vec<RowRef>) -> Run {
+        Run { chunks: Arc::new(vec![Chunk { bytes, rows }]), covered: Vec::new() }
+    }
+
+    /// The rows, each with its map, key and value.
+    pub fn rows(&self) -> impl Iterator<Item = (Space, &[u8], &[u8])> {
+        self.chunks.iter().flat_map(|chunk| {
+            chunk.rows.iter().map(|&row| {
+                let (key, value) = chunk.get(row);
+                (row.space, key, value)
+            })
+        })
     }
 }
 

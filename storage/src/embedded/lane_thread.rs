@@ -14,7 +14,8 @@ use crate::lane::{Ingest, Lane, LaneCounts, Outbox, recovered_events};
 use crate::planted::Planted;
 use crate::port::{Ended, LaneMessage, Shared};
 use crate::recovery::{self, Opened};
-use crate::seam::{Class, StoreFacts};
+use crate::scheduling;
+use crate::seam::{Class, StorageEvent, StoreFacts};
 use crate::segment::Identity;
 use crate::views::{Views, ViewsConfig};
 
@@ -45,6 +46,8 @@ pub(super) fn spawn(setup: Setup) -> Result<Ready, StartError> {
         match LaneThread::open(setup) {
             Ok((lane, opened)) => {
                 let _ = answer.send(Ok(opened));
+                // Only now: the threads of the views were started from here, and would have had the same.
+                scheduling::work_in_short_slices();
                 lane.run();
             }
             Err(error) => {
@@ -96,6 +99,11 @@ impl LaneThread {
         let shards = shared.shards();
         let mut out = Outbox::new();
         recovered_events(recovered, &journal, &shard_of_slot, shards, &mut out);
+        for (_, event) in &out {
+            if let StorageEvent::Recovered(group) = event {
+                shared.counters.recovered(group);
+            }
+        }
         let lane = Lane::new(config.lane, journal, shards, views.checkpoint().0, shared.now_ms());
         let mut thread = LaneThread {
             lane,
@@ -157,6 +165,7 @@ impl LaneThread {
             LaneMessage::Run(shard, checkpoint, run) => {
                 let now_ms = self.shared.now_ms();
                 if let Some(ingest) = self.lane.run(shard, checkpoint, run, now_ms) {
+                    self.shared.counters.handed_over(&ingest.runs);
                     // The writer ends only after this thread.
                     let _ = self.ingests.send(ingest);
                 }
@@ -234,7 +243,13 @@ fn open_both(disk: &mut GlommioDisk, config: &EmbeddedConfig) -> Result<(Opened<
     let scan = recovery::scan(disk, Planted::NONE)?;
     let journal_checkpoint = scan.as_ref().map_or(0, |scan| scan.checkpoint().number);
     let views_config = ViewsConfig { expect_existing: journal_checkpoint > 0, ..config.views.clone() };
-    let views = Views::open(&config.directory.join("views"), views_config)?;
+    // fjall starts its compaction here, and a thread is as nice as the one that started it.
+    let open = || {
+        scheduling::work_in_background();
+        Views::open(&config.directory.join("views"), views_config)
+    };
+    let opened = std::thread::scope(|scope| scope.spawn(open).join());
+    let views = opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     check_views(scan.as_ref(), views.checkpoint())?;
     let journal_config = config.lane.journal.clone();
     let opened = match scan {

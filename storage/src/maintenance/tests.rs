@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
@@ -121,7 +120,7 @@ impl Node {
 fn run_of(records: &[[u8; 8]]) -> Run {
     let row = |at: usize| RowRef { space: Space::History, offset: 16 * at as u32, key_bytes: 8, value_bytes: 8 };
     let arena = records.iter().flat_map(|record| [*record, *record]).flatten().collect();
-    Run { arena: Arc::new(arena), rows: (0..records.len()).map(row).collect(), covered: Vec::new() }
+    Run::of(arena, (0..records.len()).map(row).collect())
 }
 
 /// 60 records: some in the views, some only in the journal.

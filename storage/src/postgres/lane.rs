@@ -110,6 +110,7 @@ impl Lane {
             to_wake: vec![false; shards],
         };
         for group in opened.recovered {
+            lane.shared.counters.recovered(&group);
             lane.send(shard_of_slot[group.parts[0].slot as usize], StorageEvent::Recovered(group));
         }
         let mut tails = vec![Vec::new(); shards];
@@ -366,6 +367,7 @@ impl Lane {
         };
         let job = CheckpointJob { checkpoint, runs: runs.into_iter().flatten().collect(), covered: covered.clone() };
         self.phase = Phase::Ingesting { covered, bytes };
+        self.shared.counters.handed_over(&job.runs);
         // The writer ends only after this thread.
         let _ = self.jobs.send(job);
     }

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use super::ViewsError;
-use crate::seam::{RowRef, Run, Space};
+use crate::seam::{Chunk, Run, Space};
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
@@ -37,35 +37,38 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 #[derive(Clone, Copy)]
 struct Entry {
     prefix: u64,
-    run: u32,
+    chunk: u32,
     row: u32,
 }
 
 /// The rows of several runs, by map; dedup rows by day as well.
 pub(crate) struct Sorted<'a> {
-    runs: &'a [Run],
+    /// Of all runs, in order.
+    chunks: Vec<&'a Chunk>,
     plain: [Vec<Entry>; Space::ALL.len()],
     dedup: BTreeMap<u32, Vec<Entry>>,
 }
 
 impl<'a> Sorted<'a> {
     pub(crate) fn new(runs: &'a [Run]) -> Result<Sorted<'a>, ViewsError> {
-        let mut sorted = Sorted { runs, plain: Space::ALL.map(|_| Vec::new()), dedup: BTreeMap::new() };
-        for (run_number, run) in runs.iter().enumerate() {
-            for (row_number, &row) in run.rows.iter().enumerate() {
-                let (key, value) = run.get(row);
-                let entry = Entry { prefix: prefix_of(key), run: run_number as u32, row: row_number as u32 };
+        let chunks: Vec<_> = runs.iter().flat_map(|run| run.chunks.iter()).collect();
+        let mut plain = Space::ALL.map(|_| Vec::new());
+        let mut dedup: BTreeMap<u32, Vec<Entry>> = BTreeMap::new();
+        for (chunk_number, chunk) in chunks.iter().enumerate() {
+            for (row_number, &row) in chunk.rows.iter().enumerate() {
+                let (key, value) = chunk.get(row);
+                let entry = Entry { prefix: prefix_of(key), chunk: chunk_number as u32, row: row_number as u32 };
                 if row.space == Space::Dedup {
-                    sorted.dedup.entry(day_of(key, value)?).or_default().push(entry);
+                    dedup.entry(day_of(key, value)?).or_default().push(entry);
                 } else {
-                    sorted.plain[row.space as usize].push(entry);
+                    plain[row.space as usize].push(entry);
                 }
             }
         }
-        for list in sorted.plain.iter_mut().chain(sorted.dedup.values_mut()) {
-            sort_and_keep_last(runs, list);
+        for list in plain.iter_mut().chain(dedup.values_mut()) {
+            sort_and_keep_last(&chunks, list);
         }
-        Ok(sorted)
+        Ok(Sorted { chunks, plain, dedup })
     }
 
     /// Days that have dedup rows.
@@ -75,21 +78,18 @@ impl<'a> Sorted<'a> {
 
     /// Rows of a map other than dedup, in key order, each key once.
     pub(crate) fn plain(&self, space: Space) -> impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])> {
-        let runs = self.runs;
-        self.plain[space as usize].iter().map(move |entry| row_of(runs, *entry))
+        self.plain[space as usize].iter().map(|entry| row_of(&self.chunks, *entry))
     }
 
     /// Dedup rows of one day, in key order, each key once.
     pub(crate) fn dedup(&self, day: u32) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
-        let runs = self.runs;
-        self.dedup.get(&day).into_iter().flatten().map(move |entry| row_of(runs, *entry))
+        self.dedup.get(&day).into_iter().flatten().map(|entry| row_of(&self.chunks, *entry))
     }
 }
 
-fn row_of(runs: &[Run], entry: Entry) -> (&[u8], &[u8]) {
-    let run = &runs[entry.run as usize];
-    let row: RowRef = run.rows[entry.row as usize];
-    run.get(row)
+fn row_of<'a>(chunks: &[&'a Chunk], entry: Entry) -> (&'a [u8], &'a [u8]) {
+    let chunk = chunks[entry.chunk as usize];
+    chunk.get(chunk.rows[entry.row as usize])
 }
 
 fn prefix_of(key: &[u8]) -> u64 {
@@ -100,11 +100,11 @@ fn prefix_of(key: &[u8]) -> u64 {
 }
 
 /// Ascending by key; of equal keys only the row that came last remains.
-fn sort_and_keep_last(runs: &[Run], list: &mut Vec<Entry>) {
+fn sort_and_keep_last(chunks: &[&Chunk], list: &mut Vec<Entry>) {
     let compare_keys = |a: &Entry, b: &Entry| -> Ordering {
-        a.prefix.cmp(&b.prefix).then_with(|| row_of(runs, *a).0.cmp(row_of(runs, *b).0))
+        a.prefix.cmp(&b.prefix).then_with(|| row_of(chunks, *a).0.cmp(row_of(chunks, *b).0))
     };
     // The latest of equal keys comes first, because `dedup_by` keeps the first.
-    list.sort_unstable_by(|a, b| compare_keys(a, b).then_with(|| (b.run, b.row).cmp(&(a.run, a.row))));
+    list.sort_unstable_by(|a, b| compare_keys(a, b).then_with(|| (b.chunk, b.row).cmp(&(a.chunk, a.row))));
     list.dedup_by(|later, first| compare_keys(later, first).is_eq());
 }

@@ -29,7 +29,7 @@ fn run_of<K: AsRef<[u8]>, V: AsRef<[u8]>>(rows: &[(Space, K, V)]) -> Run {
         arena.extend_from_slice(key);
         arena.extend_from_slice(value);
     }
-    Run { arena: Arc::new(arena), rows: refs, covered: Vec::new() }
+    Run::of(arena, refs)
 }
 
 fn get(views: &Views, space: Space, key: &[u8]) -> Option<Vec<u8>> {
