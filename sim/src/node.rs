@@ -208,7 +208,7 @@ impl Node {
         let shards = self.hosts.len() as u16;
         for (number, host) in self.hosts.iter_mut().enumerate() {
             for (name, held) in host.shard.chat().sizes() {
-                let may_stay = matches!(name, "users" | "idle_users" | "tails_bytes" | "conversations");
+                let may_stay = matches!(name, "users" | "idle_users" | "users_bytes" | "tails_bytes" | "conversations");
                 if held > 0 && !may_stay {
                     broken!("shard {number} still holds {held} {name}");
                 }
