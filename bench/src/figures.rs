@@ -59,16 +59,20 @@ pub fn bootstrap(values: &[f64]) -> (f64, f64) {
     (medians[SAMPLES * 25 / 1_000], medians[SAMPLES * 975 / 1_000])
 }
 
-/// Writes a result beside the others, with what one must know to read it.
+/// Writes a result beside the others, with what one must know to read it: in `bench/results`, or where
+/// `BENCH_RESULTS` says.
 pub fn save(name: &str, method: &str, command: &str, result: Value) -> std::io::Result<PathBuf> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
+    let directory = match std::env::var_os("BENCH_RESULTS") {
+        Some(directory) => PathBuf::from(directory),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("results"),
+    };
     std::fs::create_dir_all(&directory)?;
     let path = directory.join(format!("{name}.json"));
     let mut all = json!({
         "command": command,
         "method": method,
-        "commit": output("git", &["rev-parse", "--short", "HEAD"]),
-        "worktree_clean": output("git", &["status", "--porcelain", "--untracked-files=no"]).is_empty(),
+        "commit": output("git", &["-C", env!("CARGO_MANIFEST_DIR"), "rev-parse", "--short", "HEAD"]),
+        "worktree_clean": output("git", &["-C", env!("CARGO_MANIFEST_DIR"), "status", "--porcelain", "--untracked-files=no"]).is_empty(),
         "kernel": output("uname", &["-r"]),
         "processor": processor(),
         "cores": crate::server::cores(),

@@ -3,8 +3,19 @@
 //! Every figure is a ratio to a floor measured in the same run, or says the load that it was measured under.
 //! Results go to `bench/results/`, with the commit, the machine and the kernel.
 
+pub mod beating;
 pub mod client;
+pub mod contest;
+pub mod cpu;
+pub mod crowd;
 pub mod echo;
 pub mod figures;
+pub mod floor;
+pub mod loads;
+pub mod opened;
+pub mod peers;
+pub mod pieces;
 pub mod probe;
+pub mod raw;
+pub mod routed;
 pub mod server;

@@ -1,4 +1,4 @@
-//! `cargo run --release -p bench -- echo | idle | durable | syscalls`: one figure each, with its method.
+//! `cargo run --release -p bench -- WHAT`: one figure each, with its method; `--help` lists them.
 //!
 //! Build the server first: `cargo build --release`.
 
@@ -60,6 +60,30 @@ enum What {
         #[arg(long, default_value_t = 10)]
         seconds: u64,
     },
+    /// What the kernel costs without a protocol: hot and cold echo, relay, accept, fan-out, commits.
+    Floor(bench::floor::Orders),
+    /// Ringway and other people's servers, in turn.
+    Peers(bench::peers::Orders),
+    /// Processor time per message between two users, against a raw relay of the same five frames.
+    Routed(bench::routed::Orders),
+    /// Processor time from accept to `opened`, against a raw probe with the same words.
+    Opened(bench::opened::Orders),
+    /// Processor time per answered beat of idle sessions, against a raw probe.
+    Beats(bench::beating::Orders),
+    #[command(hide = true)]
+    ProbeRaw(bench::raw::server::Orders),
+    #[command(hide = true)]
+    ProbeEpoll {
+        #[arg(long)]
+        listen: SocketAddr,
+    },
+    #[command(hide = true)]
+    ProbeFanout {
+        #[arg(long)]
+        listen: SocketAddr,
+        #[arg(long)]
+        connections: u32,
+    },
     #[command(hide = true)]
     ProbeEcho {
         #[arg(long)]
@@ -75,6 +99,14 @@ fn main() -> ExitCode {
         What::Idle { rounds, hold } => idle(rounds, hold),
         What::Durable { users, rate, seconds } => durable(users, rate, seconds),
         What::Syscalls { users, seconds } => syscalls(users, seconds),
+        What::Floor(orders) => bench::floor::run(&orders),
+        What::Peers(orders) => bench::peers::run(&orders),
+        What::Routed(orders) => bench::routed::run(&orders),
+        What::Opened(orders) => bench::opened::run(&orders),
+        What::Beats(orders) => bench::beating::run(&orders),
+        What::ProbeRaw(orders) => bench::raw::server::serve(&orders),
+        What::ProbeEpoll { listen } => bench::raw::epoll::serve(listen),
+        What::ProbeFanout { listen, connections } => bench::raw::fanout::serve(listen, connections),
         What::ProbeEcho { listen } => bench::probe::serve(listen),
         What::ClientEcho(arguments) => echo::client(&arguments),
     };

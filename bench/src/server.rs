@@ -1,10 +1,12 @@
 //! A process to be measured: a server of ours, or the probe that it is held against.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use loadgen::random::Random;
 
 /// What went wrong, in words.
 pub type Trouble = Box<dyn std::error::Error + Send + Sync>;
@@ -36,7 +38,7 @@ pub fn ringway() -> Result<PathBuf, Trouble> {
 }
 
 /// `program` with `arguments`, on one core only if `core` says so.
-fn pinned(program: &Path, core: Option<usize>) -> Command {
+pub fn pinned(program: &Path, core: Option<usize>) -> Command {
     let Some(core) = core else { return Command::new(program) };
     let mut command = Command::new("taskset");
     command.arg("-c").arg(core.to_string()).arg(program);
@@ -78,7 +80,7 @@ impl Process {
         Ok(process)
     }
 
-    /// Starts the raw probe of this program.
+    /// Starts the raw echo that `echo` is held against.
     pub fn probe(core: Option<usize>) -> Result<Self, Trouble> {
         let address = two_free_ports()?;
         let mut command = pinned(&std::env::current_exe()?, core);
@@ -86,6 +88,38 @@ impl Process {
         let process = Self { child, address, internal: None };
         process.wait_until_ready()?;
         Ok(process)
+    }
+
+    /// Starts a raw server of this program, on core 0.
+    pub fn raw(arguments: &[&str]) -> Result<Self, Trouble> {
+        Self::own(&[&["probe-raw"], arguments].concat())
+    }
+
+    /// Starts a part of this program as a server of its own, on core 0. It says when it listens.
+    pub fn own(arguments: &[&str]) -> Result<Self, Trouble> {
+        let address = two_free_ports()?;
+        let mut command = pinned(&std::env::current_exe()?, Some(0));
+        command.args(arguments).args(["--listen", &address.to_string()]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        // Unbuffered, so that whatever follows the first line is still there for whoever asked for the pipe.
+        let output = child.stdout.as_mut().expect("it was asked for");
+        let mut byte = [0];
+        while output.read(&mut byte)? == 1 && byte != *b"\n" {}
+        let process = Self { child, address, internal: None };
+        if byte == *b"\n" { Ok(process) } else { Err(format!("{} did not begin", arguments[0]).into()) }
+    }
+
+    /// Starts somebody else's server, which must listen on `address`.
+    pub fn of_peer(mut command: Command, address: SocketAddr) -> Result<Self, Trouble> {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+        let process = Self { child, address, internal: None };
+        process.wait_until_ready()?;
+        Ok(process)
+    }
+
+    /// What it reads and what it says.
+    pub fn pipes(&mut self) -> Option<(ChildStdin, ChildStdout)> {
+        Some((self.child.stdin.take()?, self.child.stdout.take()?))
     }
 
     fn wait_until_ready(&self) -> Result<(), Trouble> {
@@ -156,13 +190,16 @@ fn get(address: SocketAddr, path: &str) -> std::io::Result<String> {
     Ok(answer)
 }
 
-/// A port whose successor is free as well: `dev` takes both.
-fn two_free_ports() -> Result<SocketAddr, Trouble> {
-    for _ in 0..100 {
-        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let next = address.port().checked_add(1).map(|port| SocketAddr::new(address.ip(), port));
-        if next.is_some_and(|next| TcpListener::bind(next).is_ok()) {
-            return Ok(address);
+/// A port whose successor is free as well: `dev` takes both. Below the range from which the system takes ports of
+/// outgoing connections, which tens of thousands of them fill.
+pub fn two_free_ports() -> Result<SocketAddr, Trouble> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let mut random = Random::new(now.as_nanos() as u64, u64::from(std::process::id()));
+    let is_free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+    for _ in 0..1_000 {
+        let port = 12_000 + 2 * random.below(10_000) as u16;
+        if is_free(port) && is_free(port + 1) {
+            return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         }
     }
     Err("no two free ports beside each other".into())
