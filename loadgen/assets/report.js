@@ -3,11 +3,15 @@
   "use strict";
   const charts = JSON.parse(document.getElementById("charts").textContent);
   const root = document.documentElement;
-  const PAPER_WIDTH = 640;
+  const SCREEN = 260;
+  const PAPER = { width: 640, height: 200 };
+  const DECADES_MAX = 5;
   const plots = [];
 
+  const isPaper = () => root.classList.contains("paper");
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
-  const digits = (value, n) => (Number.isInteger(value) ? value : Number(value.toPrecision(n))).toLocaleString("en-US", { maximumFractionDigits: 6 });
+  const digits = (value, n) =>
+    (Number.isInteger(value) ? value : Number(value.toPrecision(n))).toLocaleString("en-US", { maximumFractionDigits: 6 });
 
   // One value with its unit, as short as it can be said.
   function say(value, unit, n) {
@@ -22,8 +26,9 @@
       case "s": return value >= 600 ? digits(value / 60, n) + " min" : digits(value, n) + " s";
       case "%": return digits(value, n) + " %";
       default: {
-        const short = Math.abs(value) >= 1e6 ? digits(value / 1e6, n) + " M" : Math.abs(value) >= 1e4 ? digits(value / 1e3, n) + " k" : digits(value, n);
-        return unit ? short + (unit === "/s" ? "/s" : " " + unit) : short;
+        const [size, name] = [[1e6, " M"], [1e4, " k"], [0, ""]].find(([size]) => Math.abs(value) >= size);
+        const short = digits(value / (size === 1e4 ? 1e3 : size || 1), n) + name;
+        return unit === "/s" || !unit ? short + unit : short + " " + unit;
       }
     }
   }
@@ -31,16 +36,19 @@
   // 1, 10, 100 stand for 0, 90, 99 %: each step to the right is a tenth of what is left.
   const percentile = (x, n) => (x <= 1 ? "0 %" : Number((100 - 100 / x).toPrecision(n ?? 8)) + " %");
 
+  // The powers of ten of a logarithmic axis.
+  function decades(u, axis, min, max) {
+    const splits = [];
+    for (let power = Math.ceil(Math.log10(min) - 1e-9); 10 ** power <= max * 1.0001; power++) splits.push(10 ** power);
+    return splits;
+  }
+
   function axisX(chart) {
     switch (chart.x) {
       case "percentile":
         return {
           scale: { time: false, distr: 3, range: () => [1, chart.xs[chart.xs.length - 1] * 1.01] },
-          splits: (u) => {
-            const splits = [];
-            for (let at = 1; at <= u.scales.x.max; at *= 10) splits.push(at);
-            return splits;
-          },
+          splits: decades,
           tick: (x) => percentile(x),
           value: (x) => percentile(x, 7),
         };
@@ -60,8 +68,10 @@
     const values = chart.series.flatMap((series) => series.values).filter((value) => value != null);
     if (chart.log) {
       const positive = values.filter((value) => value > 0);
-      const low = Math.min(...positive), high = Math.max(...positive);
-      return { distr: 3, range: () => [10 ** Math.floor(Math.log10(low)), 10 ** Math.ceil(Math.log10(high * 1.0001))] };
+      const top = Math.ceil(Math.log10(Math.max(...positive) * 1.0001));
+      // What took next to no time is below the chart: nobody asks how far.
+      const bottom = Math.max(Math.floor(Math.log10(Math.min(...positive))), top - DECADES_MAX);
+      return { distr: 3, range: () => [10 ** bottom, 10 ** top] };
     }
     const high = values.reduce((a, b) => Math.max(a, b), 0);
     return { range: () => [0, high > 0 ? high * 1.08 : 1] };
@@ -70,17 +80,18 @@
   function draw(figure, chart) {
     const at = figure.querySelector(".plot");
     const ink = colour("--ink"), soft = colour("--soft"), line = colour("--line");
-    const width = () => (root.classList.contains("paper") ? PAPER_WIDTH : Math.floor(at.clientWidth));
+    const width = () => (isPaper() ? PAPER.width : Math.floor(at.clientWidth));
     const x = axisX(chart);
     const axis = { stroke: soft, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1, size: 5 }, font: "12px system-ui, sans-serif" };
-    const points = chart.xs.length < 40 || chart.x === "category";
+    const points = chart.xs.length < 12 || chart.x === "category";
     const series = chart.series.map((series) => ({
       label: series.label,
+      class: series.hidden ? "edge" : undefined,
       stroke: series.hidden ? "transparent" : colour("--c" + (1 + (series.colour % 6))),
       width: series.hidden ? 0 : 1.75,
       dash: series.dashed ? [5, 4] : undefined,
       points: { show: points && !series.hidden, size: 5 },
-      value: (u, value) => say(value, chart.unit, 4),
+      value: (u, value) => (value == null ? "" : say(value, chart.unit, 4)),
       spanGaps: true,
     }));
     const bands = (chart.bands ?? []).map(([upper, lower, tint]) => ({
@@ -89,16 +100,35 @@
     }));
     const options = {
       width: width(),
-      height: 260,
+      height: isPaper() ? PAPER.height : SCREEN,
       pxAlign: 1,
-      cursor: { y: false, sync: chart.x === "s" ? { key: "time", setSeries: false } : undefined, drag: { x: chart.x !== "category", y: false } },
-      legend: { show: true, live: true },
+      cursor: {
+        y: false,
+        // Charts over time point at the same moment.
+        sync: chart.x === "s" ? { key: "time", setSeries: false } : undefined,
+        drag: { x: chart.x !== "category", y: false },
+      },
+      legend: { show: true, live: true, markers: { width: 0, fill: (u, at) => u.series[at].stroke(u, at) } },
+      padding: [10, 14, 0, 0],
       scales: { x: x.scale, y: scaleY(chart) },
       axes: [
-        { ...axis, splits: x.splits, values: (u, splits) => splits.map(x.tick), space: chart.x === "percentile" ? 30 : 64, filter: chart.x === "percentile" ? (u, splits) => splits : undefined, size: 34 },
-        { ...axis, values: (u, splits) => splits.map((value) => (value == null ? "" : say(value, chart.unit, 3))), size: 66, filter: undefined },
+        {
+          ...axis,
+          splits: x.splits,
+          filter: x.splits ? (u, splits) => splits : undefined,
+          values: (u, splits) => splits.map(x.tick),
+          space: 64,
+          size: 34,
+        },
+        {
+          ...axis,
+          splits: chart.log ? decades : undefined,
+          filter: chart.log ? (u, splits) => splits : undefined,
+          values: (u, splits) => splits.map((value) => say(value, chart.unit, 3)),
+          size: 66,
+        },
       ],
-      series: [{ label: chart.xLabel, value: (u, value) => (value == null ? "–" : x.value(value)) }, ...series],
+      series: [{ label: chart.xLabel, value: (u, value) => (value == null ? "" : x.value(value)) }, ...series],
       bands,
     };
     at.replaceChildren();
@@ -116,7 +146,7 @@
   new ResizeObserver(() => {
     for (const { plot, width } of plots) {
       const wanted = width();
-      if (wanted > 0 && wanted !== plot.width) plot.setSize({ width: wanted, height: 260 });
+      if (wanted > 0 && wanted !== plot.width) plot.setSize({ width: wanted, height: plot.height });
     }
   }).observe(document.body);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
@@ -124,7 +154,7 @@
   let folded = [];
   addEventListener("beforeprint", () => {
     root.classList.add("paper");
-    folded = [...document.querySelectorAll("details:not([open])")];
+    folded = [...document.querySelectorAll("details.printed:not([open])")];
     for (const details of folded) details.open = true;
     drawAll();
   });

@@ -359,7 +359,8 @@ impl Worker {
             self.flushed_at = self.now_ns;
             self.flush_acks();
         }
-        if self.now_ns < self.reported_at + EVERY_NS {
+        // Who has hung up has none open, and what is left comes back at the end.
+        if self.hung_up || self.now_ns < self.reported_at + EVERY_NS {
             return;
         }
         self.reported_at = self.now_ns;

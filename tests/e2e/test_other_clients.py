@@ -2,18 +2,14 @@
 
 import functools
 import http.server
-import json
-import os
 import shutil
-import subprocess
 import threading
 
 import pytest
 
-from harness import places
 from harness.client import conversation
+from harness.node import TESTS, run, run_in_chromium
 
-TESTS = places.REPOSITORY / "tests"
 STEPS = [
     "open",
     "send and ack",
@@ -42,21 +38,8 @@ def world_of(server, users):
     }
 
 
-def run_node(node, script, argument, **environment):
-    interpreter, tools = node
-    done = subprocess.run(
-        [interpreter, str(TESTS / "node" / script), json.dumps(argument)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=os.environ | {"NODE_TOOLS": str(tools)} | environment,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def test_node(shared_server, users, node):
-    assert run_node(node, "chat.mjs", world_of(shared_server, users)) == STEPS
+    assert run(node, "chat.mjs", world_of(shared_server, users)) == STEPS
 
 
 @pytest.fixture
@@ -81,8 +64,5 @@ def page_address(directory):
 
 
 def test_a_page_in_chromium(shared_server, users, node, page_address, directory):
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if not chromium:
-        pytest.skip("Chromium is missing, install Debian's chromium")
     argument = {"world": world_of(shared_server, users), "page": page_address, "profile": f"{directory}/profile"}
-    assert run_node(node, "page.mjs", argument, CHROMIUM=chromium) == STEPS
+    assert run_in_chromium(node, "page.mjs", argument) == STEPS

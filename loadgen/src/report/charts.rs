@@ -109,9 +109,9 @@ pub(super) fn percentiles(
 pub(super) fn of_run(run: &RunResult) -> Vec<Chart> {
     let series = thinned(&run.series);
     let mut charts = Vec::new();
+    charts.extend(steps(run));
     charts.extend(by_percentile(run));
     charts.extend(over_time(&series));
-    charts.extend(steps(run));
     charts
 }
 

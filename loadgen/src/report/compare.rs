@@ -170,10 +170,10 @@ fn figures(groups: &[Group<'_>]) -> Table {
             }
             let estimate = Estimate::of(&values);
             let middle = with_unit(estimate.middle, measure.unit);
-            if values.len() == 1 {
+            let [low, high] = [estimate.low, estimate.high].map(|value| with_unit(value, measure.unit));
+            if low == high {
                 return Cell::text(&middle);
             }
-            let [low, high] = [estimate.low, estimate.high].map(|value| with_unit(value, measure.unit));
             Cell::text(&format!("{middle}  ({low} to {high})"))
         };
         some.then(|| std::iter::once(Cell::text(measure.name)).chain(cells.into_iter().map(cell)).collect())
@@ -187,6 +187,7 @@ fn figures(groups: &[Group<'_>]) -> Table {
         columns,
         rows: MEASURES.iter().filter_map(row).collect(),
         numbers: true,
+        ..Table::default()
     }
 }
 
@@ -217,6 +218,7 @@ fn ratios(groups: &[Group<'_>]) -> Table {
         columns,
         rows: MEASURES.iter().filter_map(row).collect(),
         numbers: true,
+        ..Table::default()
     }
 }
 

@@ -24,14 +24,17 @@ fn of_one(run: &RunResult) -> Page {
         subtitle: subtitle(run),
         passed: run.passed(),
         several: false,
-        notices: notices(run),
+        notices: notices(run).into_iter().map(|notice| notice.text).collect(),
         checks: checks(run),
         tiles: tiles(run),
-        comparisons: Vec::new(),
+        leading: [steps(run), latencies(run)].into_iter().flatten().collect(),
         charts: charts::of_run(run),
-        tables: [latencies(run), steps(run), memory(run), agents(run), errors(run)].into_iter().flatten().collect(),
+        tables: [memory(run), agents(run), errors(run)].into_iter().flatten().collect(),
         facts: vec![about_the_run(run), about_the_machine(run)],
-        folded: [Some(counters(run)), settings(std::slice::from_ref(run)), growth(run)].into_iter().flatten().collect(),
+        folded: [slabs(run), settings(std::slice::from_ref(run)), Some(counters(run)), growth(run)]
+            .into_iter()
+            .flatten()
+            .collect(),
         texts: texts(run),
     }
 }
@@ -39,12 +42,7 @@ fn of_one(run: &RunResult) -> Page {
 fn of_several(runs: &[RunResult]) -> Page {
     let groups = groups(runs);
     let labels: Vec<_> = groups.iter().map(|group| group.label.as_str()).collect();
-    let mut notices: Vec<String> = Vec::new();
-    for run in runs {
-        for notice in self::notices(run) {
-            notices.push(format!("{}: {notice}", named(run)));
-        }
-    }
+    let mut notices: Vec<String> = groups.iter().flat_map(|group| notices_of_all(&group.label, &group.runs)).collect();
     if different(runs, |run| machine(run)) {
         notices.push(
             "These runs are from different machines or kernels: only ratios within one mean anything.".to_owned(),
@@ -56,22 +54,15 @@ fn of_several(runs: &[RunResult]) -> Page {
         passed: runs.iter().all(RunResult::passed),
         several: true,
         notices,
-        checks: runs.iter().flat_map(checks).collect(),
+        checks: groups.iter().flat_map(|group| checks_of_all(&group.label, &group.runs)).collect(),
         tiles: Vec::new(),
-        comparisons: compare::tables(&groups),
+        leading: compare::tables(&groups),
         charts: compare::charts(&groups),
-        tables: vec![list(runs)],
+        tables: Vec::new(),
         facts: machines(runs),
-        folded: settings(runs).into_iter().collect(),
-        texts: vec![(
-            "Run them again".to_owned(),
-            runs.iter().map(|run| run.command.as_str()).collect::<Vec<_>>().join("\n"),
-        )],
+        folded: [Some(list(runs)), settings(runs)].into_iter().flatten().collect(),
+        texts: vec![("Run them again".to_owned(), commands(runs))],
     }
-}
-
-fn named(run: &RunResult) -> String {
-    format!("{}, {}", run.label, moment(run.began_unix_ms))
 }
 
 fn subtitle(run: &RunResult) -> String {
@@ -86,41 +77,57 @@ fn subtitle(run: &RunResult) -> String {
     parts.join(" · ")
 }
 
-fn notices(run: &RunResult) -> Vec<String> {
+/// What a reader must know before believing a run; the same kind in several runs is said once.
+struct Notice {
+    kind: &'static str,
+    text: String,
+}
+
+fn notices(run: &RunResult) -> Vec<Notice> {
     let mut notices = Vec::new();
+    let mut say = |kind, text| notices.push(Notice { kind, text });
     if let Some(why) = &run.aborted {
-        notices.push(format!("It ended before its time: {why}."));
+        say("aborted", format!("It ended before its time: {why}."));
     }
     if run.generator_bound {
-        notices.push(
-            "Generator-bound: the generator itself was busy, so read every rate as “at least” and every latency as \
-             “at most”."
-                .to_owned(),
-        );
+        let text = "Generator-bound: the generator itself was busy, so read every rate as “at least” and every latency \
+                    as “at most”.";
+        say("bound", text.to_owned());
     }
     let late = run.latency.schedule_error.p99;
     if late > SCHEDULE_ERROR_MS_MAX {
-        notices.push(format!("The generator was late by {} (p99), and the latencies hold that too.", ms(late)));
+        say("late", format!("The generator was late by {} (p99), and the latencies hold that too.", ms(late)));
     }
-    if run.counts.unsent > 0 {
-        notices.push(format!(
-            "{} of {} messages that fell due could not be sent in time; they have no latency, and the real ones are \
-             worse than those shown.",
-            count(run.counts.unsent),
-            count(run.counts.offered)
-        ));
+    let counts = &run.counts;
+    if counts.unsent > 0 {
+        let [unsent, offered] = [counts.unsent, counts.offered].map(count);
+        let text = format!(
+            "{unsent} of {offered} messages that fell due could not be sent in time; they have no latency, and the \
+             real ones are worse than those shown."
+        );
+        say("unsent", text);
     }
     if run.open < run.users {
-        notices.push(format!(
-            "Only {} of {} sessions were open when messages began.",
-            count(u64::from(run.open)),
-            count(u64::from(run.users))
-        ));
+        let [open, users] = [run.open, run.users].map(|sessions| count(u64::from(sessions)));
+        say("open", format!("Only {open} of {users} sessions were open when messages began."));
     }
     if run.generators.iter().any(|generator| generator.build.profile == "debug") {
-        notices.push("The generator was built without optimisation.".to_owned());
+        say("debug", "The generator was built without optimisation.".to_owned());
     }
     notices
+}
+
+/// Each kind once, in the words of the first run that has it.
+fn notices_of_all(label: &str, runs: &[&RunResult]) -> Vec<String> {
+    let mut kinds: Vec<(Notice, usize)> = Vec::new();
+    for notice in runs.iter().flat_map(|run| notices(run)) {
+        match kinds.iter_mut().find(|(first, _)| first.kind == notice.kind) {
+            Some((_, times)) => *times += 1,
+            None => kinds.push((notice, 1)),
+        }
+    }
+    let said = |(notice, times): (Notice, usize)| format!("{label}, {times} of {} runs: {}", runs.len(), notice.text);
+    kinds.into_iter().map(said).collect()
 }
 
 /// The scenario's conditions, then what must hold without being asked for.
@@ -129,11 +136,9 @@ fn checks(run: &RunResult) -> Vec<Check> {
         .thresholds
         .iter()
         .map(|threshold| Check {
-            run: named(run),
+            run: run.label.clone(),
             condition: threshold.condition.clone(),
-            measured: threshold
-                .measured
-                .map_or_else(|| "not measured".to_owned(), |value| with_unit(value, &threshold.unit)),
+            measured: measured(threshold.measured, &threshold.unit),
             passed: threshold.passed,
             note: threshold.note.clone(),
         })
@@ -143,7 +148,7 @@ fn checks(run: &RunResult) -> Vec<Check> {
         let is_asked_for = run.thresholds.iter().any(|threshold| threshold.condition.split(' ').next() == Some(name));
         if !is_asked_for {
             checks.push(Check {
-                run: named(run),
+                run: run.label.clone(),
                 condition: format!("{name} == 0"),
                 measured: count(value),
                 passed: value == 0,
@@ -152,6 +157,58 @@ fn checks(run: &RunResult) -> Vec<Check> {
         }
     }
     checks
+}
+
+fn measured(value: Option<f64>, unit: &str) -> String {
+    value.map_or_else(|| "not measured".to_owned(), |value| with_unit(value, unit))
+}
+
+/// Each condition once over all runs of a label, with the least and the most that was measured.
+fn checks_of_all(label: &str, runs: &[&RunResult]) -> Vec<Check> {
+    let mut checks: Vec<Check> = Vec::new();
+    for threshold in runs.iter().flat_map(|run| &run.thresholds) {
+        if checks.iter().any(|check| check.condition == threshold.condition) {
+            continue;
+        }
+        let same: Vec<_> = runs
+            .iter()
+            .flat_map(|run| &run.thresholds)
+            .filter(|other| other.condition == threshold.condition)
+            .collect();
+        let values = || same.iter().filter_map(|threshold| threshold.measured);
+        let least = values().min_by(f64::total_cmp);
+        let most = values().max_by(f64::total_cmp);
+        let [low, high] = [least, most].map(|value| measured(value, &threshold.unit));
+        let held = same.iter().filter(|threshold| threshold.passed).count();
+        checks.push(Check {
+            run: label.to_owned(),
+            condition: threshold.condition.clone(),
+            measured: if low == high { low } else { format!("{low} to {high}") },
+            passed: held == same.len(),
+            note: Some(format!("held in {held} of {} runs", same.len())),
+        });
+    }
+    let wrong = |run: &&RunResult| run.counts.lost + run.counts.doubled + run.counts.reordered;
+    let most = runs.iter().map(wrong).max().unwrap_or(0);
+    checks.push(Check {
+        run: label.to_owned(),
+        condition: "nothing lost, doubled or reordered".to_owned(),
+        measured: count(most),
+        passed: most == 0,
+        note: Some(format!("held in {} of {} runs", runs.iter().filter(|run| wrong(run) == 0).count(), runs.len())),
+    });
+    checks
+}
+
+/// Each command once.
+fn commands(runs: &[RunResult]) -> String {
+    let mut commands: Vec<&str> = Vec::new();
+    for command in runs.iter().map(|run| run.command.as_str()) {
+        if !commands.contains(&command) {
+            commands.push(command);
+        }
+    }
+    commands.join("\n")
 }
 
 fn tiles(run: &RunResult) -> Vec<Tile> {
@@ -213,6 +270,7 @@ fn latencies(run: &RunResult) -> Option<Table> {
         columns: columns(&["", "p50", "p90", "p99", "p99.9", "p99.99", "max", "count"]),
         rows,
         numbers: true,
+        ..Table::default()
     })
 }
 
@@ -258,6 +316,7 @@ fn steps(run: &RunResult) -> Option<Table> {
         ]),
         rows,
         numbers: true,
+        ..Table::default()
     })
 }
 
@@ -267,15 +326,11 @@ fn memory(run: &RunResult) -> Option<Table> {
         if memory.both_ends { "both ends: server’s and generator’s sockets" } else { "the generator’s sockets" };
     let mut rows = Vec::new();
     let mut push = |name: &str, each: Option<f64>, what: &str| {
-        rows.extend(each.map(|each| row([name.to_owned(), bytes(each), what.to_owned()])));
+        rows.extend(each.map(|each| row([name.to_owned(), bytes(each).replace(' ', "\u{a0}"), what.to_owned()])));
     };
     push("server, user space", memory.server_bytes_per_session, "growth of proportional set size");
     push("generator, user space", memory.generator_bytes_per_session, "growth of proportional set size");
     push("kernel", memory.kernel_bytes_per_session, whose);
-    for (name, grown) in memory.kernel_slabs.iter().flatten() {
-        let each = *grown as f64 / f64::from(memory.sessions.max(1));
-        push(&format!("  {name}"), Some(each), "slab cache, part of the kernel’s");
-    }
     (!rows.is_empty()).then(|| Table {
         title: "Memory per session".to_owned(),
         note: format!(
@@ -285,7 +340,22 @@ fn memory(run: &RunResult) -> Option<Table> {
         ),
         columns: columns(&["", "bytes", "of"]),
         rows,
-        numbers: false,
+        ..Table::default()
+    })
+}
+
+/// The kernel's part by cache.
+fn slabs(run: &RunResult) -> Option<Table> {
+    let memory = run.memory.as_ref()?;
+    let slabs = memory.kernel_slabs.as_ref().filter(|slabs| !slabs.is_empty())?;
+    let each = |grown: &i64| bytes(*grown as f64 / f64::from(memory.sessions.max(1)));
+    Some(Table {
+        title: "Kernel memory per session, by slab cache".to_owned(),
+        is_printed: true,
+        note: "Caches that connections fill; others are left out, for anything may fill them.".to_owned(),
+        columns: columns(&["", "a session"]),
+        rows: slabs.iter().map(|(name, grown)| row([name.clone(), each(grown)])).collect(),
+        numbers: true,
     })
 }
 
@@ -312,6 +382,7 @@ fn agents(run: &RunResult) -> Option<Table> {
         columns: columns(&["", "host", "CPU", "memory", "clock offset"]),
         rows,
         numbers: true,
+        ..Table::default()
     })
 }
 
@@ -322,6 +393,7 @@ fn errors(run: &RunResult) -> Option<Table> {
         columns: columns(&["", "count"]),
         rows: run.errors.iter().map(|(code, times)| row([code.clone(), count(*times)])).collect(),
         numbers: true,
+        ..Table::default()
     })
 }
 
@@ -330,6 +402,7 @@ fn counters(run: &RunResult) -> Table {
     let counts = value.as_object().expect("counts are a struct");
     Table {
         title: "All counters".to_owned(),
+        is_printed: true,
         note: String::new(),
         columns: columns(&["", "count"]),
         rows: counts
@@ -337,6 +410,7 @@ fn counters(run: &RunResult) -> Table {
             .map(|(name, value)| row([name.replace('_', " "), count(value.as_u64().unwrap_or(0))]))
             .collect(),
         numbers: true,
+        ..Table::default()
     }
 }
 
@@ -353,6 +427,7 @@ fn settings(runs: &[RunResult]) -> Option<Table> {
     columns.extend(hosts.iter().map(|host| host.name.clone()));
     (!names.is_empty()).then(|| Table {
         title: "Kernel settings and limits".to_owned(),
+        is_printed: true,
         note: "Of the generator’s machine. What a kernel does not have is left out.".to_owned(),
         columns,
         rows: names
@@ -362,7 +437,7 @@ fn settings(runs: &[RunResult]) -> Option<Table> {
                 row([name.clone()].into_iter().chain(hosts.iter().map(value)))
             })
             .collect(),
-        numbers: false,
+        ..Table::default()
     })
 }
 
@@ -374,6 +449,7 @@ fn growth(run: &RunResult) -> Option<Table> {
         columns: columns(&["", "by"]),
         rows: grown.iter().map(|(name, by)| row([name.clone(), digits(*by)])).collect(),
         numbers: true,
+        ..Table::default()
     })
 }
 
@@ -468,6 +544,7 @@ fn list(runs: &[RunResult]) -> Table {
             })
             .collect(),
         numbers: true,
+        ..Table::default()
     }
 }
 
@@ -514,6 +591,9 @@ mod tests {
         run.latency.schedule_error.p99 = 6.0;
         assert_eq!(notices(&run).len(), 4);
         run.counts.lost = 1;
-        assert!(!of_one(&run).passed && !of_several(&[run.clone(), run]).passed);
+        assert!(!of_one(&run).passed);
+        let both = of_several(&[run.clone(), run]);
+        assert!(!both.passed);
+        assert_eq!((both.notices.len(), both.checks.len()), (4, 1), "{both:?}");
     }
 }

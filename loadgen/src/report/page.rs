@@ -26,7 +26,8 @@ pub(super) struct Page {
     pub notices: Vec<String>,
     pub checks: Vec<Check>,
     pub tiles: Vec<Tile>,
-    pub comparisons: Vec<Table>,
+    /// Before the charts: what these are about.
+    pub leading: Vec<Table>,
     pub charts: Vec<Chart>,
     pub tables: Vec<Table>,
     /// Names and values, in groups beside each other.
@@ -62,6 +63,8 @@ pub(super) struct Table {
     pub rows: Vec<Vec<Cell>>,
     /// Whether all columns but the first are numbers.
     pub numbers: bool,
+    /// Whether paper shows it where the screen folds it.
+    pub is_printed: bool,
 }
 
 /// A cell, with its interval drawn under it if it has one.
@@ -111,7 +114,7 @@ struct Markup<'a> {
     notices: &'a [String],
     checks: &'a [Check],
     tiles: &'a [Tile],
-    comparisons: &'a [Table],
+    leading: &'a [Table],
     tables: &'a [Table],
     facts: &'a [Vec<(String, String)>],
     folded: &'a [Table],
@@ -137,7 +140,7 @@ impl Page {
             notices: &self.notices,
             checks: &self.checks,
             tiles: &self.tiles,
-            comparisons: &self.comparisons,
+            leading: &self.leading,
             tables: &self.tables,
             facts: &self.facts,
             folded: &self.folded,
@@ -176,7 +179,7 @@ mod tests {
             note: evil.to_owned(),
             columns: vec![evil.to_owned()],
             rows: vec![vec![Cell::text(evil), Cell::text(evil)]],
-            numbers: false,
+            ..Table::default()
         };
         let page = Page {
             title: evil.to_owned(),
@@ -191,7 +194,7 @@ mod tests {
                 note: Some(evil.to_owned()),
             }],
             tiles: vec![Tile { name: evil.to_owned(), value: evil.to_owned() }],
-            comparisons: vec![table()],
+            leading: vec![table()],
             charts: vec![chart],
             tables: vec![table()],
             facts: vec![vec![(evil.to_owned(), evil.to_owned())]],
