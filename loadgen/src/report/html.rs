@@ -410,7 +410,6 @@ fn counters(run: &RunResult) -> Table {
             .map(|(name, value)| row([name.replace('_', " "), count(value.as_u64().unwrap_or(0))]))
             .collect(),
         numbers: true,
-        ..Table::default()
     }
 }
 
