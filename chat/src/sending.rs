@@ -243,13 +243,16 @@ impl Owner {
             part.epoch = slot.epoch;
             part.expected_lsn = slot.next_lsn;
         }
-        for item in std::mem::take(&mut self.staging.items) {
+        let mut items = std::mem::take(&mut self.staging.items);
+        for item in items.drain(..) {
             if let Some(entry) = self.loaded(item.conversation) {
                 for proposal in entry.pending.iter_mut().rev().take_while(|proposal| !proposal.submitted) {
                     proposal.submitted = true;
                 }
             }
         }
+        // Nothing was staged meanwhile; the memory goes back for the next group.
+        self.staging.items = items;
         self.staging.in_flight_since = Some(now.monotonic_ms);
         self.staging.given_up_at = None;
         self.counters.groups += 1;
@@ -512,7 +515,8 @@ impl Staging {
         let mut group = std::mem::take(&mut self.spare);
         self.ticket += 1;
         group.ticket = self.ticket;
-        self.items.sort_by_key(|item| item.slot);
+        // A stable sort would allocate.
+        self.items.sort_unstable_by_key(|item| (item.slot, item.start));
         for items in self.items.chunk_by(|one, other| one.slot == other.slot) {
             let start = group.bytes.len() as u32;
             for item in items {

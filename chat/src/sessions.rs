@@ -112,6 +112,8 @@ pub(crate) struct Sessions {
     slab: Slab<Session>,
     #[expect(clippy::vec_box, reason = "lent out and taken back box by box")]
     spare: Vec<Box<Unacknowledged>>,
+    /// What a beat acknowledges; empty between beats, and its memory is kept.
+    marks: Vec<(ConversationId, u64)>,
     generation: u32,
     random: u64,
     pub counters: Counters,
@@ -127,6 +129,7 @@ impl Sessions {
             generation_of_store: store,
             class,
             spare: Vec::new(),
+            marks: Vec::new(),
             generation: 0,
             random: seed,
             counters: Counters::default(),
@@ -384,7 +387,7 @@ impl Sessions {
         let mut lent = session.unacknowledged.take().unwrap_or_else(|| self.spare.pop().unwrap_or_default());
         let kept = (session.n - received).min(lent.messages.len() as u64) as usize;
         let acknowledged = lent.messages.len() - kept;
-        let mut marks: Vec<(ConversationId, u64)> = Vec::new();
+        let mut marks = std::mem::take(&mut self.marks);
         for (conversation, seq) in lent.messages.drain(..acknowledged) {
             match marks.iter_mut().rev().find(|mark| mark.0 == conversation) {
                 Some(mark) => mark.1 = mark.1.max(seq),
@@ -397,12 +400,13 @@ impl Sessions {
         } else if self.spare.len() < SPARE_MAX {
             self.spare.push(lent);
         }
-        for (conversation, delivered) in marks {
+        for (conversation, delivered) in marks.drain(..) {
             let request = self.request(key, Asked::Other);
             let mail = Mail::Mark { request, conversation, delivered, read: 0 };
             // A mark that finds no room is repeated by the next one.
             fx.post(&Letter { to: Address::User(request.user), mail, payload: &[] });
         }
+        self.marks = marks;
         let client = self.slab[key.0 as usize].client;
         let queued = fx.frame(client, &ServerFrame::Beat { received });
         // With more than that queued, `drained` comes when it has gone: between the two there is no gap.

@@ -81,7 +81,7 @@ impl Core {
         if entry.outbound == NONE {
             entry.outbound = self.outbound.lend();
         }
-        &mut self.outbound.get(entry.outbound).waiting
+        self.outbound.waiting(entry.outbound)
     }
 
     /// Bytes that a client has not taken yet.

@@ -8,11 +8,13 @@
 
 use crate::table::NONE;
 
+/// Room of a new buffer: that of a frame or two, so that the first does not grow it step by step.
+const BUFFER_BYTES_MIN: usize = 512;
 /// A buffer with more room than this is not kept for others: one large page must not make every later
 /// small frame cold.
 const BUFFER_BYTES_MAX: usize = 16 * 1024;
 /// Room that is kept for reuse, in all buffers together: after a storm of `open`s nothing else stays.
-const KEPT_BYTES_MAX: usize = 1024 * 1024;
+const KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// One connection's queue.
 #[derive(Debug, Default)]
@@ -48,16 +50,22 @@ impl Outbound {
 
     /// Lends an empty queue.
     pub(crate) fn lend(&mut self) -> u32 {
-        let waiting = self.empty_buffer();
         if self.free == NONE {
-            self.queues.push(Queue { waiting, next_free: NONE, ..Queue::default() });
+            self.queues.push(Queue { next_free: NONE, ..Queue::default() });
             return self.queues.len() as u32 - 1;
         }
         let index = self.free;
-        let queue = &mut self.queues[index as usize];
-        queue.waiting = waiting;
-        self.free = queue.next_free;
+        self.free = self.queues[index as usize].next_free;
         index
+    }
+
+    /// What waits in a queue, to be written to. It gets its room here: while a send is outstanding, most
+    /// queues need none.
+    pub(crate) fn waiting(&mut self, index: u32) -> &mut Vec<u8> {
+        if self.queues[index as usize].waiting.capacity() == 0 {
+            self.queues[index as usize].waiting = self.empty_buffer();
+        }
+        &mut self.queues[index as usize].waiting
     }
 
     /// Takes a queue back, whatever is in it.
@@ -74,13 +82,12 @@ impl Outbound {
         &mut self.queues[index as usize]
     }
 
-    /// Takes all that waits in a queue, to be sent, and leaves it room of the same kind.
+    /// Takes all that waits in a queue, to be sent.
     pub(crate) fn take_waiting(&mut self, index: u32) -> Vec<u8> {
-        let empty = self.empty_buffer();
         let queue = &mut self.queues[index as usize];
         assert_eq!(queue.in_flight, 0, "one send per connection is outstanding");
         queue.in_flight = queue.waiting.len() as u32;
-        std::mem::replace(&mut queue.waiting, empty)
+        std::mem::take(&mut queue.waiting)
     }
 
     /// Keeps a buffer that is done with, for the next.
@@ -94,7 +101,7 @@ impl Outbound {
     }
 
     fn empty_buffer(&mut self) -> Vec<u8> {
-        let buffer = self.buffers.pop().unwrap_or_default();
+        let Some(buffer) = self.buffers.pop() else { return Vec::with_capacity(BUFFER_BYTES_MIN) };
         self.kept_bytes -= buffer.capacity();
         buffer
     }
