@@ -21,6 +21,7 @@ mod record;
 mod sending;
 mod sessions;
 mod shard;
+mod tail;
 mod users;
 pub mod wheel;
 

@@ -33,7 +33,7 @@ pub struct Limits {
     pub tail_letters_max: u32,
     /// Bytes in a user's tail of changes.
     pub tail_bytes_max: u32,
-    /// Bytes of all tails; above it the tails of idle users go first.
+    /// Bytes of all tails; at it the tails of idle users go first, and then each user's oldest letters for the newest.
     pub tails_bytes_max: u32,
     /// Conversations whose change is remembered per user; an older resume gets a snapshot.
     pub changed_max: u32,

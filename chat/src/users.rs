@@ -20,28 +20,13 @@ use crate::fence::Fences;
 use crate::gather::{Gather, Purpose};
 use crate::limits::Limits;
 use crate::planted::{Planted, planted};
+use crate::tail::Tail;
 use crate::{Counters, SeededState};
 
 /// Numbers of requests that belong to a gathering, not to a session.
 pub(crate) const GATHER_BIT: u32 = 1 << 31;
 /// Checkpoints after which a new membership is surely in the views, whichever shard wrote it when.
 const CHECKPOINTS_UNTIL_STORED: u64 = 4;
-
-/// What a user with recent events has; a user without has none of it.
-#[derive(Debug, Default)]
-struct Tail {
-    /// Letters as they were sent, each behind its change counter (u64): one buffer, so that an event costs
-    /// no allocation. What is in front of `start` has been dropped.
-    letters: Vec<u8>,
-    start: usize,
-    count: u32,
-    /// All changes above it are in `letters`.
-    floor: u64,
-    /// Conversations by the counter of their last change.
-    changed: Vec<(ConversationId, u64)>,
-    /// All changes above it are in `changed`.
-    changed_floor: u64,
-}
 
 #[derive(Debug)]
 struct User {
@@ -137,7 +122,7 @@ impl Users {
         let user = self.known.remove(place);
         let is_it = |&at: &u32| at as usize == place;
         self.places.find_entry(self.state.hash_one(user.id), is_it).expect("who is known has a place").remove();
-        self.tails_bytes -= user.tail.map_or(0, |tail| tail.letters.capacity());
+        self.tails_bytes -= user.tail.map_or(0, |tail| tail.memory_bytes());
     }
 
     pub(crate) fn now_change(&self) -> ChangeNumber {
@@ -307,13 +292,14 @@ impl Users {
         if user.sessions.is_empty() {
             self.idle.push_back(request.user);
         }
-        self.forget_idle();
+        self.forget_idle(0);
     }
 
-    /// Forgets users who have been without a session for the longest time, down to the limits.
-    fn forget_idle(&mut self) {
+    /// Forgets users who have been without a session for the longest time, down to the limits, with so much room
+    /// for tails to grow.
+    fn forget_idle(&mut self, growth: usize) {
         while self.idle.len() > self.limits.idle_users_max as usize
-            || (self.tails_bytes > self.limits.tails_bytes_max as usize && !self.idle.is_empty())
+            || (self.tails_bytes + growth > self.limits.tails_bytes_max as usize && !self.idle.is_empty())
         {
             let oldest = self.idle.pop_front().expect("not empty");
             if let Some(place) = self.place(oldest).filter(|&place| self.known[place].sessions.is_empty()) {
@@ -340,30 +326,27 @@ impl Users {
         // Counted even for a user whom nobody remembers: their next `open` must see that its number is old.
         self.counter += 1;
         let Some(place) = self.place(id) else { return };
-        let user = &mut self.known[place];
         let change = ChangeNumber { epoch: self.epoch, counter: self.counter };
         let letter = Letter { mail: with_change(letter.mail, change), ..*letter };
-        let before = user.tail.as_ref().map_or(0, |tail| tail.letters.capacity());
-        let floor = user.floor;
-        let tail = user.tail.get_or_insert_with(|| Box::new(Tail { floor, changed_floor: floor, ..Tail::default() }));
-        tail.push(self.counter, conversation, &letter, &self.limits);
-        self.tails_bytes = self.tails_bytes + tail.letters.capacity() - before;
-        self.push_to_sessions(id, &letter, author_device, fx);
-        if self.tails_bytes > self.limits.tails_bytes_max as usize {
-            self.forget_idle();
-            self.cut_tail(id);
+        let floor = self.known[place].floor;
+        let tail = self.known[place].tail.get_or_insert_with(|| Box::new(Tail::new(floor)));
+        let before = tail.memory_bytes();
+        tail.note(self.counter, conversation, self.limits.changed_max as usize);
+        let growth = tail.make_way(mail::letter_bytes(letter.payload.len()), &self.limits);
+        self.tails_bytes = self.tails_bytes + tail.memory_bytes() - before;
+        if growth > 0 {
+            self.forget_idle(growth);
+            if self.place(id).is_none() {
+                // Not there, and forgotten just now.
+                return;
+            }
         }
-    }
-
-    /// When those who are there have too much between them, whoever gets something new is answered without
-    /// the old: with the conversations that changed.
-    fn cut_tail(&mut self, id: UserId) {
-        let (counter, over) = (self.counter, self.tails_bytes > self.limits.tails_bytes_max as usize);
-        let tail = self.user_mut(id).and_then(|user| user.tail.as_mut());
-        let Some(tail) = tail.filter(|_| over) else { return };
-        let letters = std::mem::take(&mut tail.letters);
-        (tail.start, tail.count, tail.floor) = (0, 0, counter);
-        self.tails_bytes -= letters.capacity();
+        let room = (self.limits.tails_bytes_max as usize).saturating_sub(self.tails_bytes);
+        let tail = self.known[place].tail.as_mut().expect("made above");
+        let before = tail.memory_bytes();
+        tail.push(self.counter, &letter, growth.min(room));
+        self.tails_bytes = self.tails_bytes + tail.memory_bytes() - before;
+        self.push_to_sessions(id, &letter, author_device, fx);
     }
 
     /// Posts to the user's open sessions, except to the device that caused it.
@@ -419,7 +402,7 @@ impl Users {
         let mut sessions = Vec::new();
         for (_, user) in &mut self.known {
             user.floor = self.counter;
-            self.tails_bytes -= user.tail.take().map_or(0, |tail| tail.letters.capacity());
+            self.tails_bytes -= user.tail.take().map_or(0, |tail| tail.memory_bytes());
             sessions.extend(user.sessions.as_slice().iter().map(UserSession::address));
         }
         for session in sessions {
@@ -454,53 +437,6 @@ impl User {
     fn changed_after(&self, counter: u64) -> Vec<(ConversationId, u64)> {
         let changed = self.tail.iter().flat_map(|tail| &tail.changed);
         changed.filter(|(_, at)| *at > counter).copied().collect()
-    }
-}
-
-impl Tail {
-    /// The letters kept, the oldest first, with their counters.
-    fn letters(&self) -> impl Iterator<Item = (u64, Letter<'_>)> {
-        let mut rest = &self.letters[self.start..];
-        std::iter::from_fn(move || {
-            let (counter, behind) = rest.split_first_chunk()?;
-            let (letter, bytes) = mail::read(behind).expect("written by this shard");
-            rest = &behind[bytes..];
-            Some((u64::from_le_bytes(*counter), letter))
-        })
-    }
-
-    /// Counter of the oldest letter, and the bytes that both take.
-    fn oldest(&self) -> (u64, usize) {
-        let rest = &self.letters[self.start..];
-        let (counter, behind) = rest.split_first_chunk().expect("a letter is kept");
-        let (_, bytes) = mail::read(behind).expect("written by this shard");
-        (u64::from_le_bytes(*counter), 8 + bytes)
-    }
-
-    fn push(&mut self, counter: u64, conversation: ConversationId, letter: &Letter<'_>, limits: &Limits) {
-        self.letters.extend_from_slice(&counter.to_le_bytes());
-        mail::write(&mut self.letters, letter);
-        self.count += 1;
-        while self.count > limits.tail_letters_max || self.letters.len() - self.start > limits.tail_bytes_max as usize {
-            let (counter, bytes) = self.oldest();
-            self.start += bytes;
-            self.count -= 1;
-            self.floor = counter;
-        }
-        if self.start > self.letters.len() / 2 {
-            self.letters.drain(..self.start);
-            self.start = 0;
-            // One long message must not make a short tail large for ever.
-            self.letters.shrink_to(2 * limits.tail_bytes_max as usize);
-        }
-        match self.changed.iter_mut().find(|(known, _)| *known == conversation) {
-            Some(known) => known.1 = counter,
-            None => self.changed.push((conversation, counter)),
-        }
-        if self.changed.len() > limits.changed_max as usize {
-            let oldest = (0..self.changed.len()).min_by_key(|&at| self.changed[at].1).expect("not empty");
-            self.changed_floor = self.changed.swap_remove(oldest).1;
-        }
     }
 }
 

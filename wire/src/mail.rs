@@ -261,6 +261,17 @@ struct Head {
 /// Bytes in front of head and payload.
 const PREFIX_BYTES: usize = 8;
 
+/// Bytes that a letter with so much payload takes: what is said has always the same size.
+pub const fn letter_bytes(payload_bytes: usize) -> usize {
+    PREFIX_BYTES + size_of::<ArchivedHead>() + payload_bytes
+}
+
+/// How many bytes the letter at the front of `batch` takes, without a look at what it says.
+pub fn front_bytes(batch: &[u8]) -> Option<usize> {
+    let all_bytes = u32::from_le_bytes(*batch.first_chunk()?);
+    Some(PREFIX_BYTES + all_bytes as usize)
+}
+
 /// Appends `letter` to `batch`.
 pub fn write(batch: &mut Vec<u8>, letter: &Letter<'_>) {
     let start = batch.len();
@@ -331,8 +342,11 @@ mod tests {
     fn letters_come_out_as_they_went_in_wherever_they_lie() {
         let mut batch = Vec::new();
         let sent = letters_of_every_size();
-        for (letter, _) in &sent {
+        for (letter, payload_bytes) in &sent {
+            let start = batch.len();
             write(&mut batch, letter);
+            let bytes = batch.len() - start;
+            assert_eq!((letter_bytes(*payload_bytes), front_bytes(&batch[start..])), (bytes, Some(bytes)));
         }
         let read: Vec<_> = letters(&batch).map(Result::unwrap).collect();
         assert_eq!(read, sent.iter().map(|(letter, _)| *letter).collect::<Vec<_>>());
