@@ -66,7 +66,11 @@ impl Clock {
 
     fn now(self) -> Now {
         let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Now { monotonic_ms: self.started.elapsed().as_millis() as u64, wall_ms: wall.as_millis() as u64 }
+        Now { monotonic_ms: self.monotonic_ms(), wall_ms: wall.as_millis() as u64 }
+    }
+
+    fn monotonic_ms(self) -> u64 {
+        self.started.elapsed().as_millis() as u64
     }
 }
 
@@ -240,7 +244,7 @@ impl Driver {
 
     /// How long it may sleep if nothing happens.
     fn patience(&self) -> Duration {
-        let now_ms = self.clock.now().monotonic_ms;
+        let now_ms = self.clock.monotonic_ms();
         let deadline_ms = self.shard.next_deadline_ms().unwrap_or(u64::MAX);
         // Metrics want to be told about once a second, also when nobody comes.
         Duration::from_millis(deadline_ms.saturating_sub(now_ms).min(1_000))
