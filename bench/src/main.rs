@@ -15,6 +15,7 @@ use clap::{Parser, Subcommand};
 use loadgen::key::TokenKey;
 use loadgen::result::{Distribution, RunResult};
 use loadgen::run::{Plan, run};
+use loadgen::span::Span;
 use serde_json::json;
 
 #[derive(Parser)]
@@ -177,12 +178,10 @@ fn hold_sessions(
     users: u32,
     stop: &Arc<AtomicBool>,
 ) -> Result<Held, Trouble> {
-    let plan = Plan {
-        first_user,
-        duration: Duration::from_hours(1),
-        connections_per_second: 1_000.0,
-        ..Plan::new(&format!("ws://{}", server.address), TokenKey::of_dev(&scratch.path)?, users)
-    };
+    let mut plan = Plan::new(&format!("ws://{}", server.address), TokenKey::of_dev(&scratch.path)?, users);
+    plan.scenario.sessions.first_user = first_user;
+    plan.scenario.sessions.connections_per_second = 1_000.0;
+    plan.scenario.traffic.duration = Span::s(3_600);
     let stop = Arc::clone(stop);
     let (opened, all_open) = std::sync::mpsc::channel();
     let thread = std::thread::spawn(move || {
@@ -208,10 +207,11 @@ struct Spent {
     allocations: f64,
 }
 
-fn chat(server: &Process, scratch: &Scratch, plan: Plan) -> Result<Spent, Trouble> {
+fn chat(server: &Process, scratch: &Scratch, mut plan: Plan) -> Result<Spent, Trouble> {
     let mut begun = None;
     let mut spent = [f64::NAN; 3];
-    let plan = Plan { key: TokenKey::of_dev(&scratch.path)?, url: format!("ws://{}", server.address), ..plan };
+    plan.credentials = TokenKey::of_dev(&scratch.path)?.into();
+    plan.scenario.server.url = format!("ws://{}", server.address);
     let metric = |name| server.metric(name);
     let now = || {
         let cpu_us = cpu_ns(server.id()) as f64 / 1e3;
@@ -219,7 +219,7 @@ fn chat(server: &Process, scratch: &Scratch, plan: Plan) -> Result<Spent, Troubl
     };
     let mut stored = 0;
     let report = run(&plan, &Arc::new(AtomicBool::new(false)), |line| {
-        if line.seconds.is_none_or(|seconds| seconds >= plan.duration.as_secs()) {
+        if line.seconds.is_none_or(|seconds| seconds >= plan.scenario.duration().0.as_secs()) {
             return;
         }
         match begun {
@@ -240,8 +240,19 @@ fn chat(server: &Process, scratch: &Scratch, plan: Plan) -> Result<Spent, Troubl
 
 fn plan(users: u32, first_user: u64, rate: f64, seconds: u64) -> Plan {
     let nobody = TokenKey::of_secret(b"replaced by the server's", "", "", "");
-    let duration = Duration::from_secs(seconds);
-    Plan { first_user, rate, duration, ..Plan::new("", nobody, users) }
+    let mut plan = Plan::new("", nobody, users);
+    plan.scenario.sessions.first_user = first_user;
+    plan.scenario.traffic.rate = rate;
+    plan.scenario.traffic.duration = Span::s(seconds);
+    plan
+}
+
+/// One message in flight for each, and more due than can be stored.
+fn flood(users: u32, seconds: u64) -> Plan {
+    let mut plan = plan(users, 1, 60_000.0, seconds);
+    plan.scenario.traffic.in_flight = 1;
+    plan.scenario.traffic.drain = Span::s(1);
+    plan
 }
 
 fn durable(users: u32, rate: f64, seconds: u64) -> Result<(), Trouble> {
@@ -254,7 +265,7 @@ fn durable(users: u32, rate: f64, seconds: u64) -> Result<(), Trouble> {
     println!("{method}\n");
     let scratch = Scratch::new("durable")?;
     let server = Process::ringway(&scratch.path, None, &["--shards", "1"])?;
-    let flood = Plan { in_flight_max: 1, drain: Duration::from_secs(1), ..plan(users, 1, 60_000.0, seconds) };
+    let flood = flood(users, seconds);
     let saturated = chat(&server, &scratch, flood)?;
     let most = saturated.report.achieved_per_second;
     show("saturated", &saturated, false);
@@ -312,7 +323,7 @@ fn syscalls(users: u32, seconds: u64) -> Result<(), Trouble> {
     println!("{method}\n");
     let scratch = Scratch::new("syscalls")?;
     let server = Process::ringway(&scratch.path, None, &["--shards", "1"])?;
-    let flood = Plan { in_flight_max: 1, drain: Duration::from_secs(1), ..plan(users, 1, 60_000.0, seconds) };
+    let flood = flood(users, seconds);
     // Once to bring every conversation into memory, and once to count.
     chat(&server, &scratch, flood.clone())?;
     let saturated = chat(&server, &scratch, flood)?;

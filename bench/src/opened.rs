@@ -143,7 +143,7 @@ impl Opening for Sessions {
     }
 
     fn second(&mut self, _: u32, out: &mut Vec<u8>) {
-        write_text_with(out, Some([1, 2, 3, 4]), |out| frames::open(out, 1, None));
+        write_text_with(out, Some([1, 2, 3, 4]), |out| frames::open(out, 1, None, 1));
         self.words[1] = out.len();
     }
 }

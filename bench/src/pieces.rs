@@ -195,7 +195,7 @@ pub fn rules_with_messages() -> Rules {
 pub fn view_run(rules: &mut Rules) -> usize {
     rules.chat.storage(NOW, StorageEvent::Freeze { checkpoint: 1 }, &mut rules.around);
     rules.settle();
-    rules.around.run.as_ref().map_or(0, |run| run.rows.len())
+    rules.around.run.as_ref().map_or(0, |run| run.rows().count())
 }
 
 impl Rules {

@@ -1,6 +1,7 @@
 //! The file of acknowledged messages: one JSON object a line, written as they are acknowledged.
 //!
-//! A line is what the server promised: this message, at this seq, for as long as its durability class says.
+//! A line is what the server promised: this message, at this seq, for as long as its durability class says. At the
+//! end of a run come those that were sent and never answered, with seq 0: nobody promised them.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write as _};
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub struct Ack {
     /// The conversation's name.
     pub conversation: String,
-    /// Its place there.
+    /// Its place there; 0 if it never was answered.
     pub seq: u64,
     /// The client's id, as a UUID.
     pub id: String,
@@ -27,6 +28,13 @@ pub struct Ack {
     pub device: u32,
     /// FNV-1a of the body, 16 hex digits.
     pub body: String,
+}
+
+impl Ack {
+    /// Whether nobody knows what became of it.
+    pub fn is_unknown(&self) -> bool {
+        self.seq == 0
+    }
 }
 
 /// Appends acknowledged messages to the file. Threads share it: the file is opened for appending, and

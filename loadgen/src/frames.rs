@@ -132,11 +132,15 @@ fn say(out: &mut Vec<u8>, arguments: fmt::Arguments<'_>) {
     out.write_fmt(arguments).expect("writing into a Vec does not fail");
 }
 
-/// `open`; the token went with the upgrade.
-pub fn open(out: &mut Vec<u8>, device: u32, changes_after: Option<ChangeNumber>) {
+/// `open`; the token went with the upgrade. A window as usual is not named.
+pub fn open(out: &mut Vec<u8>, device: u32, changes_after: Option<ChangeNumber>, window: u32) {
+    const USUAL: u32 = 20;
     say(out, format_args!(r#"{{"type":"open","device":"{device}""#));
     if let Some(change) = changes_after {
         say(out, format_args!(r#","changes_after":"{change}""#));
+    }
+    if window > USUAL {
+        say(out, format_args!(r#","window":{window}"#));
     }
     out.push(b'}');
 }
@@ -182,7 +186,7 @@ mod tests {
     fn what_is_said_is_json() {
         let conversation = "dm.1.2".parse().unwrap();
         let mut out = Vec::new();
-        open(&mut out, 1, Some(ChangeNumber { epoch: 1, counter: 2 }));
+        open(&mut out, 1, Some(ChangeNumber { epoch: 1, counter: 2 }), 1);
         assert_eq!(out, br#"{"type":"open","device":"1","changes_after":"1.2"}"#);
         out.clear();
         send(&mut out, ClientMessageId([0; 16]), conversation, "hello");

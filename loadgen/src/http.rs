@@ -1,10 +1,13 @@
 //! Just enough of an HTTP client to read pages: one connection, one request at a time, blocking.
 
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use wire::upgrade::read_response_head;
+
+use crate::target::Target;
+use crate::tls::{Tls, TlsError};
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -12,6 +15,9 @@ pub enum HttpError {
     /// The connection.
     #[error("the server cannot be reached: {0}")]
     Io(#[from] std::io::Error),
+    /// TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The answer.
     #[error("the server's answer is not HTTP")]
     Malformed,
@@ -25,18 +31,22 @@ pub enum HttpError {
     },
 }
 
+trait Stream: Read + Write {}
+
+impl<S: Read + Write> Stream for S {}
+
 /// A connection that is kept from request to request.
-#[derive(Debug)]
 pub struct HttpClient {
     host: String,
     address: SocketAddr,
-    stream: Option<TcpStream>,
+    tls: Option<Tls>,
+    stream: Option<Box<dyn Stream>>,
 }
 
 impl HttpClient {
     /// A client of that server; it connects when it must.
-    pub fn new(host: &str, address: SocketAddr) -> Self {
-        Self { host: host.to_owned(), address, stream: None }
+    pub fn new(target: &Target, tls: Option<Tls>) -> Self {
+        Self { host: target.host.clone(), address: target.address, tls, stream: None }
     }
 
     /// The body of the answer to a GET. What can be tried again is tried again, for a few seconds.
@@ -67,19 +77,23 @@ impl HttpClient {
                 let stream = TcpStream::connect_timeout(&self.address, Duration::from_secs(5))?;
                 stream.set_nodelay(true)?;
                 stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+                let stream: Box<dyn Stream> = match &self.tls {
+                    None => Box::new(stream),
+                    Some(tls) => Box::new(tls.stream(stream)?),
+                };
                 none.insert(stream)
             }
         };
         stream.write_all(request.as_bytes())?;
         let mut answer = Vec::new();
         let head = loop {
-            read_more(stream, &mut answer)?;
+            read_more(stream.as_mut(), &mut answer)?;
             if let Some(head) = read_response_head(&answer).map_err(|_| HttpError::Malformed)? {
                 break head;
             }
         };
         while answer.len() < head.bytes + head.body_bytes {
-            read_more(stream, &mut answer)?;
+            read_more(stream.as_mut(), &mut answer)?;
         }
         if head.closes {
             self.stream = None;
@@ -92,7 +106,7 @@ impl HttpClient {
     }
 }
 
-fn read_more(stream: &mut TcpStream, into: &mut Vec<u8>) -> Result<(), HttpError> {
+fn read_more(stream: &mut dyn Stream, into: &mut Vec<u8>) -> Result<(), HttpError> {
     let mut piece = [0; 16 * 1024];
     match stream.read(&mut piece)? {
         0 => Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),

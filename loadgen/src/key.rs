@@ -1,4 +1,4 @@
-//! Tokens for simulated users, signed with the server's own HS256 key.
+//! Tokens for simulated users, signed with a key that the server knows: HS256, RS256, ES256 or EdDSA.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -32,18 +32,21 @@ pub enum KeyError {
         error: std::io::Error,
     },
     /// Something else is in it.
-    #[error("{0} is not a key: it must hold an HS256 secret in base64url")]
+    #[error(
+        "{0} is not a key: it must hold an HS256 secret in base64url, or a private key in PEM (RSA, P-256 or Ed25519)"
+    )]
     Encoding(String),
 }
 
+/// What is the same for all users comes first: so the tokens begin alike, and that is kept once.
 #[derive(Serialize)]
 struct Claims<'a> {
-    sub: String,
-    device: String,
     iss: &'a str,
     aud: &'a str,
     iat: u64,
     exp: u64,
+    device: String,
+    sub: String,
 }
 
 impl TokenKey {
@@ -52,19 +55,27 @@ impl TokenKey {
         Self::of_file(&data.join("dev-key"), "dev", "ringway-dev", "ringway")
     }
 
-    /// An HS256 secret, in base64url, that the server's configuration names too.
+    /// A key whose other half, or which itself, the server's configuration names: an HS256 secret in base64url, or a
+    /// private key in PEM.
     pub fn of_file(file: &Path, kid: &str, issuer: &str, audience: &str) -> Result<Self, KeyError> {
         let path = file.display().to_string();
         let text = std::fs::read(file).map_err(|error| KeyError::File { path: path.clone(), error })?;
+        if text.trim_ascii_start().starts_with(b"-----BEGIN") {
+            let (algorithm, key) = of_pem(&text).ok_or(KeyError::Encoding(path))?;
+            return Ok(Self::new(algorithm, key, kid, issuer, audience));
+        }
         let secret = URL_SAFE_NO_PAD.decode(text.trim_ascii()).map_err(|_| KeyError::Encoding(path))?;
         Ok(Self::of_secret(&secret, kid, issuer, audience))
     }
 
     /// The secret itself.
     pub fn of_secret(secret: &[u8], kid: &str, issuer: &str, audience: &str) -> Self {
-        let mut header = Header::new(Algorithm::HS256);
+        Self::new(Algorithm::HS256, EncodingKey::from_secret(secret), kid, issuer, audience)
+    }
+
+    fn new(algorithm: Algorithm, key: EncodingKey, kid: &str, issuer: &str, audience: &str) -> Self {
+        let mut header = Header::new(algorithm);
         header.kid = Some(kid.to_owned());
-        let key = EncodingKey::from_secret(secret);
         Self { key, header, issuer: issuer.to_owned(), audience: audience.to_owned() }
     }
 
@@ -72,13 +83,25 @@ impl TokenKey {
     pub fn token(&self, user: UserId, device: u32) -> String {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let claims = Claims {
-            sub: user.to_string(),
-            device: device.to_string(),
             iss: &self.issuer,
             aud: &self.audience,
             iat: now,
             exp: now + 86_400,
+            device: device.to_string(),
+            sub: user.to_string(),
         };
         jsonwebtoken::encode(&self.header, &claims, &self.key).expect("plain claims can be encoded")
     }
+}
+
+/// A private key says itself what it is for.
+fn of_pem(text: &[u8]) -> Option<(Algorithm, EncodingKey)> {
+    let rsa = || EncodingKey::from_rsa_pem(text).map(|key| (Algorithm::RS256, key));
+    let p256 = || EncodingKey::from_ec_pem(text).map(|key| (Algorithm::ES256, key));
+    let ed25519 = || EncodingKey::from_ed_pem(text).map(|key| (Algorithm::EdDSA, key));
+    // Reading does not always tell them apart; signing does.
+    let signs =
+        |(algorithm, key): &(Algorithm, EncodingKey)| jsonwebtoken::encode(&Header::new(*algorithm), &0, key).is_ok();
+    let candidates = [rsa().ok(), p256().ok(), ed25519().ok()];
+    candidates.into_iter().flatten().find(signs)
 }

@@ -1,18 +1,26 @@
 //! `ringway-loadgen`: simulated users against a server, and what the server kept of what it promised.
 
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use loadgen::key::{KeyError, TokenKey};
+use loadgen::agents;
+use loadgen::burst::burst_drain;
+use loadgen::interval::Interval;
+use loadgen::outcome::{COULD_NOT_RUN, InWords, Outcome};
 use loadgen::report::{Outputs, Recorder, page};
-use loadgen::result::RunResult;
+use loadgen::result::{RunResult, Step};
 use loadgen::run::{Plan, run};
-use loadgen::schedule::Arrivals;
+use loadgen::saturate::saturate;
+use loadgen::scenario::Scenario;
 use loadgen::verify::verify;
+
+use crate::arguments::{CredentialArguments, ScenarioArguments, ServerArguments, credentials};
+
+mod arguments;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -27,14 +35,26 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Pairs of users chat: open loop, latencies from when a message was due.
+    /// Users chat as a scenario says: open loop, latencies from when a message was due.
     ///
-    /// Exit code 0: nothing lost, doubled or reordered; 1: something was; 2: it could not run.
+    /// Exit code 0: all good; 1: messages were lost, doubled or reordered; 2: it could not run; 3: a threshold does not
+    /// hold; 4: messages were never answered, and whether they were kept is unknown; 5: it was told to stop.
     Run(Box<RunArguments>),
+    /// Does a part of runs that a coordinator on another machine begins (`run --agents`).
+    Agent(AgentArguments),
+    /// Finds the highest rate that meets the thresholds, and measures at 10, 25, 50, 75 and 90 % of it.
+    ///
+    /// Exit codes as of `run`, for the highest good rate; 2 if there is none.
+    Saturate(Box<RunArguments>),
+    /// Stops the server, puts one message into each session's socket, lets it go on, and counts its processor time.
+    ///
+    /// Exit code 0: counted, and nothing lost, doubled or reordered; 1: something was; 2: it could not run.
+    BurstDrain(Box<BurstArguments>),
     /// Reads back every message that a run saw acknowledged.
     ///
-    /// Exit code 0: all there, once; 1: something is missing, changed or doubled; 2: could not be checked.
-    Verify(VerifyArguments),
+    /// Exit code 0: all there, once; 1: something is missing, changed or doubled; 2: could not be checked; 4: all there,
+    /// but the run also left messages without an answer.
+    Verify(Box<VerifyArguments>),
     /// Makes one HTML page of results that `--json` wrote; several are compared.
     ///
     /// Results of one label are repetitions and share a column, with bounds; labels stand against the first; several
@@ -53,103 +73,42 @@ struct ReportArguments {
 }
 
 #[derive(Args)]
-struct KeyArguments {
-    /// Data directory of a `ringway dev` server: signs the users' tokens with its key.
-    #[arg(long, value_name = "DIR", conflicts_with = "jwt_key", required_unless_present = "jwt_key")]
-    data: Option<PathBuf>,
-    /// File with an HS256 secret in base64url that the server knows.
+struct RunArguments {
+    #[command(flatten)]
+    scenario: ScenarioArguments,
+    /// Writes the scenario as it would run, and does not run it.
+    #[arg(long)]
+    print_scenario: bool,
+    /// Agents that share the run: addresses with ports, separated by commas.
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    agents: Vec<String>,
+    /// Appends every acknowledged message to this file, and at the end those without an answer.
     #[arg(long, value_name = "FILE")]
-    jwt_key: Option<PathBuf>,
-    /// Name of the key in `--jwt-key`.
-    #[arg(long, default_value = "dev")]
-    kid: String,
-    /// Issuer that the server expects with `--jwt-key`.
-    #[arg(long, default_value = "ringway-dev")]
-    issuer: String,
-    /// Audience that the server expects with `--jwt-key`.
-    #[arg(long, default_value = "ringway")]
-    audience: String,
-}
-
-impl KeyArguments {
-    fn key(&self) -> Result<TokenKey, KeyError> {
-        match (&self.data, &self.jwt_key) {
-            (Some(data), _) => TokenKey::of_dev(data),
-            (None, Some(file)) => TokenKey::of_file(file, &self.kid, &self.issuer, &self.audience),
-            (None, None) => unreachable!("clap demands one of the two"),
-        }
-    }
+    acks: Option<PathBuf>,
+    #[command(flatten)]
+    outputs: Outputs,
 }
 
 #[derive(Args)]
-struct RunArguments {
-    /// Address of the server.
-    #[arg(long, default_value = "ws://127.0.0.1:8800")]
-    url: String,
+struct AgentArguments {
+    /// Where to wait for coordinators. Nothing is encrypted, and whoever connects is obeyed: not on a public address.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: SocketAddr,
+}
+
+#[derive(Args)]
+struct BurstArguments {
     #[command(flatten)]
-    key: KeyArguments,
-    /// How many users; an even number.
-    #[arg(long, default_value_t = 100)]
-    users: u32,
-    /// Number of the first user; it talks to the next, and so on in pairs.
-    #[arg(long, default_value_t = 1)]
-    first_user: u64,
-    /// Messages per second, over all users.
-    #[arg(long, default_value_t = 100.0)]
-    rate: f64,
-    /// How long messages fall due: a number and ms, s, m or h.
-    #[arg(long, default_value = "10s", value_parser = duration)]
-    duration: Duration,
-    /// Only open sessions and beat; with --hold.
-    #[arg(long)]
-    idle: bool,
-    /// How long to hold idle sessions.
-    #[arg(long, default_value = "30s", value_parser = duration, requires = "idle")]
-    hold: Duration,
-    /// How fast sessions open.
-    #[arg(long, default_value_t = 5_000.0)]
-    connections_per_second: f64,
-    /// How long to wait for all sessions to open before messages begin anyway.
-    #[arg(long, default_value = "60s", value_parser = duration)]
-    ramp: Duration,
-    /// How long to wait for answers at the end.
-    #[arg(long, default_value = "10s", value_parser = duration)]
-    drain: Duration,
-    /// Bytes of a message.
-    #[arg(long, default_value_t = 128)]
-    payload_bytes: usize,
-    /// Messages in flight per user; more wait, and their latency counts on.
-    #[arg(long, default_value_t = 32)]
-    in_flight: usize,
-    /// How long after reading a read mark is sent.
-    #[arg(long, default_value = "1s", value_parser = duration)]
-    mark_every: Duration,
-    /// Where reconnecting begins to back off; it doubles, with full jitter.
-    #[arg(long, default_value = "1s", value_parser = duration)]
-    backoff: Duration,
-    /// Where backing off ends.
-    #[arg(long, default_value = "60s", value_parser = duration)]
-    backoff_max: Duration,
-    /// Messages evenly spaced instead of independent of each other.
-    #[arg(long)]
-    constant: bool,
-    /// Appends every acknowledged message to this file.
+    scenario: ScenarioArguments,
+    /// The server's process, on this machine.
+    #[arg(long, value_name = "PID")]
+    server_pid: Option<u32>,
+    /// How many bursts are counted.
+    #[arg(long, default_value_t = 5)]
+    bursts: u32,
+    /// Writes the result to this file.
     #[arg(long, value_name = "FILE")]
-    acks: Option<PathBuf>,
-    /// Threads, each with a ring of its own.
-    #[arg(long, default_value_t = 1)]
-    threads: u32,
-    /// Where chance begins.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// Sends every hundredth message again after it was acknowledged: it must keep its seq.
-    #[arg(long)]
-    resend: bool,
-    /// How long due messages wait for each other, to share a turn.
-    #[arg(long, default_value = "250us", value_parser = duration)]
-    tick: Duration,
-    #[command(flatten)]
-    outputs: Outputs,
+    json: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -157,117 +116,127 @@ struct VerifyArguments {
     /// The file that `run --acks` wrote.
     #[arg(long, value_name = "FILE")]
     acks: PathBuf,
-    /// Address of the server.
-    #[arg(long, default_value = "ws://127.0.0.1:8800")]
-    url: String,
     #[command(flatten)]
-    key: KeyArguments,
+    server: ServerArguments,
+    #[command(flatten)]
+    credentials: CredentialArguments,
     /// Connections that read at once.
     #[arg(long, default_value_t = 4)]
     threads: usize,
 }
 
+type Failure = Box<dyn std::error::Error>;
+
 fn main() -> ExitCode {
-    match Arguments::parse().command {
+    let code = match Arguments::parse().command {
         Command::Run(arguments) => run_command(&arguments),
-        Command::Verify(arguments) => verify_command(&arguments),
+        Command::Agent(arguments) => agent_command(&arguments),
+        Command::Saturate(arguments) => saturate_command(&arguments),
+        Command::BurstDrain(arguments) => burst_command(&arguments),
         Command::Report(arguments) => report_command(&arguments),
-    }
-}
-
-/// It did not even begin, or cannot be told.
-fn could_not(error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("ringway-loadgen: {error}");
-    ExitCode::from(2)
-}
-
-fn run_command(arguments: &RunArguments) -> ExitCode {
-    let key = match arguments.key.key() {
-        Ok(key) => key,
-        Err(error) => return could_not(&error),
+        Command::Verify(arguments) => verify_command(*arguments),
     };
+    ExitCode::from(code.unwrap_or_else(|error| {
+        eprintln!("ringway-loadgen: {error}");
+        COULD_NOT_RUN
+    }))
+}
+
+fn run_command(arguments: &RunArguments) -> Result<u8, Failure> {
+    let scenario = arguments.scenario.scenario()?;
+    if arguments.print_scenario {
+        print!("{}", scenario.to_toml());
+        return Ok(0);
+    }
+    let (plan, mut recorder) = prepare(scenario, arguments)?;
+    let stop = stop_on_signals()?;
+    let result = if arguments.agents.is_empty() {
+        run(&plan, &stop, |interval| recorder.take(interval))?
+    } else {
+        agents::run(&plan, &arguments.agents, &stop, |interval| recorder.take(interval))?
+    };
+    conclude(result, recorder)
+}
+
+/// What is to be run, and who follows it.
+fn prepare(mut scenario: Scenario, arguments: &RunArguments) -> Result<(Plan, Recorder), Failure> {
+    let mut outputs = arguments.outputs.clone();
+    outputs.server_pid = outputs.server_pid.or(scenario.server.pid);
+    outputs.server_metrics = outputs.server_metrics.or_else(|| scenario.server.metrics.clone());
+    scenario.server.pid = outputs.server_pid;
+    let recorder = Recorder::start(outputs, &scenario.name, &scenario.server.url)?;
+    let credentials = credentials(&scenario)?;
+    Ok((Plan { scenario, credentials, acks: arguments.acks.clone() }, recorder))
+}
+
+fn stop_on_signals() -> Result<Arc<AtomicBool>, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        if let Err(error) = signal_hook::flag::register(signal, Arc::clone(&stop)) {
-            return could_not(&error);
-        }
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
-    let name = if arguments.idle { "idle" } else { "pairs" };
-    let mut recorder = match Recorder::start(arguments.outputs.clone(), name, &arguments.url) {
-        Ok(recorder) => recorder,
-        Err(error) => return could_not(&error),
-    };
-    let mut result = match run(&arguments.plan(key), &stop, |interval| recorder.take(interval)) {
-        Ok(result) => result,
-        Err(error) => return could_not(&error),
-    };
-    if let Err(error) = recorder.finish(&mut result) {
-        return could_not(&error);
-    }
-    if result.passed() { ExitCode::SUCCESS } else { ExitCode::from(1) }
+    Ok(stop)
 }
 
-impl RunArguments {
-    fn plan(&self, key: TokenKey) -> Plan {
-        Plan {
-            first_user: self.first_user,
-            rate: if self.idle { 0.0 } else { self.rate },
-            duration: if self.idle { self.hold } else { self.duration },
-            connections_per_second: self.connections_per_second,
-            ramp_max: self.ramp,
-            drain: self.drain,
-            payload_bytes: self.payload_bytes,
-            in_flight_max: self.in_flight,
-            mark_every: self.mark_every,
-            backoff: self.backoff,
-            backoff_max: self.backoff_max,
-            arrivals: if self.constant { Arrivals::Constant } else { Arrivals::Poisson },
-            acks: self.acks.clone(),
-            threads: self.threads,
-            seed: self.seed,
-            resend: self.resend,
-            tick: self.tick,
-            ..Plan::new(&self.url, key, self.users)
-        }
-    }
+fn conclude(mut result: RunResult, recorder: Recorder) -> Result<u8, Failure> {
+    recorder.finish(&mut result)?;
+    eprintln!("\n{}", InWords(&result));
+    Ok(Outcome::of(&result).code())
 }
 
-fn verify_command(arguments: &VerifyArguments) -> ExitCode {
-    let key = match arguments.key.key() {
-        Ok(key) => key,
-        Err(error) => return could_not(&error),
+fn agent_command(arguments: &AgentArguments) -> Result<u8, Failure> {
+    let listener = TcpListener::bind(arguments.listen)?;
+    eprintln!("ready for coordinators at {}", listener.local_addr()?);
+    agents::serve(&listener, &*stop_on_signals()?)?;
+    Ok(0)
+}
+
+fn saturate_command(arguments: &RunArguments) -> Result<u8, Failure> {
+    let (plan, mut recorder) = prepare(arguments.scenario.scenario()?, arguments)?;
+    let step = |step: &Step| {
+        let what = step.fraction.map_or_else(|| step.kind.clone(), |part| format!("at {:.0} %", part * 100.0));
+        let why = step.breached.as_deref().unwrap_or("good");
+        let bound = if step.generator_bound { " (generator-bound)" } else { "" };
+        let (ack, delivery) = (&step.latency.ack, &step.latency.delivery);
+        eprintln!(
+            "{what:<8} {:>8.0}/s offered {:>8.0}/s stored  ack p50 {:.2} ms p99 {:.2} ms  delivery p99 {:.2} ms  {why}{bound}",
+            step.offered_per_second, step.achieved_per_second, ack.p50, ack.p99, delivery.p99
+        );
     };
-    match verify(&arguments.acks, &arguments.url, &key, arguments.threads) {
-        Ok(findings) => {
-            println!("{findings}");
-            if findings.is_good() { ExitCode::SUCCESS } else { ExitCode::from(1) }
+    // One run after the other, each with a clock of its own; whoever follows them sees one time.
+    let (mut before, mut last) = (0.0, 0.0);
+    let follow = |interval: &Interval| {
+        if interval.at < last {
+            before += last;
         }
-        Err(error) => could_not(&error),
-    }
+        last = interval.at;
+        recorder.take(&Interval { at: before + interval.at, ..interval.clone() });
+    };
+    let result = saturate(&plan, &stop_on_signals()?, follow, step)?;
+    conclude(result, recorder)
 }
 
-fn report_command(arguments: &ReportArguments) -> ExitCode {
+fn burst_command(arguments: &BurstArguments) -> Result<u8, Failure> {
+    let mut scenario = arguments.scenario.scenario()?;
+    scenario.server.pid = arguments.server_pid.or(scenario.server.pid);
+    let credentials = credentials(&scenario)?;
+    let plan = Plan { scenario, credentials, acks: None };
+    let drained = burst_drain(&plan, arguments.bursts, &*stop_on_signals()?)?;
+    println!("{drained}");
+    if let Some(path) = &arguments.json {
+        std::fs::write(path, serde_json::to_string_pretty(&drained)? + "\n")?;
+    }
+    Ok(u8::from(drained.lost + drained.doubled + drained.reordered > 0))
+}
+
+fn report_command(arguments: &ReportArguments) -> Result<u8, Failure> {
     let results: Result<Vec<_>, _> = arguments.results.iter().map(|path| RunResult::read(path)).collect();
-    let results = match results {
-        Ok(results) => results,
-        Err(error) => return could_not(&error),
-    };
-    match std::fs::write(&arguments.output, page(&results)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => could_not(&error),
-    }
+    std::fs::write(&arguments.output, page(&results?))?;
+    Ok(0)
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| format!("{text} is no time: write 500ms, 10s, 5m or 1h"))?;
-    match unit {
-        "us" => Ok(Duration::from_micros(number)),
-        "ms" => Ok(Duration::from_millis(number)),
-        "" | "s" => Ok(Duration::from_secs(number)),
-        "m" => Ok(Duration::from_secs(number * 60)),
-        "h" => Ok(Duration::from_secs(number * 3_600)),
-        _ => Err(format!("{text} is no time: write 500ms, 10s, 5m or 1h")),
-    }
+fn verify_command(arguments: VerifyArguments) -> Result<u8, Failure> {
+    let scenario = ScenarioArguments::of(arguments.server, arguments.credentials).scenario()?;
+    let findings = verify(&arguments.acks, &scenario, &credentials(&scenario)?, arguments.threads)?;
+    println!("{findings}");
+    Ok(findings.code())
 }

@@ -1,77 +1,50 @@
-//! A whole run: threads of phones, progress while they talk, and what came of it.
+//! A whole run: threads of users, progress while they talk, and what came of it.
 
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::cell::RefCell;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 
 use crate::acks::AckWriter;
+use crate::client::{Habits, audit};
+use crate::credentials::{Credentials, CredentialsError, Tokens};
+use crate::drivers::echo::Echo;
+use crate::drivers::nats::Nats;
+use crate::drivers::ringway::Phone;
 use crate::interval::Interval;
-use crate::key::TokenKey;
-use crate::phone::Habits;
+use crate::process;
 use crate::random::Random;
-use crate::result::{FORMAT, Latencies, RunResult, Scenario};
-use crate::schedule::Arrivals;
+use crate::result::{self, FORMAT, Latencies, RunResult};
+use crate::scenario::{Kind, Protocol, Scenario, ScenarioError, Sessions};
 use crate::tally::Tally;
-use crate::worker::{self, Orders, Phase, Progress};
+use crate::target::{Target, TargetError};
+use crate::thresholds::{Facts, Threshold};
+use crate::tls::TlsError;
+use crate::traffic::{Abroad, Record, Share, read_record};
+use crate::worker::{self, Ended, Orders, Phase, Progress};
 
 /// What a run is made of.
 #[derive(Clone)]
 pub struct Plan {
-    pub url: String,
-    pub key: TokenKey,
-    /// An even number: they talk in pairs.
-    pub users: u32,
-    pub first_user: u64,
-    /// Messages per second over all users; 0 if they only hold their sessions.
-    pub rate: f64,
-    pub duration: Duration,
-    pub connections_per_second: f64,
-    /// How long to wait for all sessions to open before messages begin anyway.
-    pub ramp_max: Duration,
-    /// How long to wait for answers at the end.
-    pub drain: Duration,
-    pub payload_bytes: usize,
-    pub in_flight_max: usize,
-    pub mark_every: Duration,
-    pub backoff: Duration,
-    pub backoff_max: Duration,
-    pub arrivals: Arrivals,
+    pub scenario: Scenario,
+    pub credentials: Credentials,
+    /// Where acknowledged messages are written down.
     pub acks: Option<PathBuf>,
-    pub threads: u32,
-    pub seed: u64,
-    pub resend: bool,
-    pub tick: Duration,
 }
 
 impl Plan {
-    /// A plan with everything at its default but where to and for whom.
-    pub fn new(url: &str, key: TokenKey, users: u32) -> Self {
-        Self {
-            url: url.to_owned(),
-            key,
-            users,
-            first_user: 1,
-            rate: 0.0,
-            duration: Duration::from_secs(10),
-            connections_per_second: 5_000.0,
-            ramp_max: Duration::from_mins(1),
-            drain: Duration::from_secs(10),
-            payload_bytes: 128,
-            in_flight_max: 32,
-            mark_every: Duration::from_secs(1),
-            backoff: Duration::from_secs(1),
-            backoff_max: Duration::from_mins(1),
-            arrivals: Arrivals::Poisson,
-            acks: None,
-            threads: 1,
-            seed: 1,
-            resend: false,
-            tick: Duration::from_micros(250),
-        }
+    /// A plan for pairs with everything at its default but where to and for whom.
+    pub fn new(url: &str, credentials: impl Into<Credentials>, users: u32) -> Self {
+        let mut scenario = Kind::Pairs.defaults();
+        url.clone_into(&mut scenario.server.url);
+        scenario.sessions.users = users;
+        scenario.traffic.rate = 0.0;
+        Self { scenario, credentials: credentials.into(), acks: None }
     }
 }
 
@@ -79,17 +52,45 @@ impl Plan {
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The address makes no sense.
-    #[error("{0} is no address of a server: it must look like ws://127.0.0.1:8800")]
-    Url(String),
-    /// A number makes no sense.
-    #[error("{0}")]
-    Plan(String),
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The scenario makes no sense.
+    #[error(transparent)]
+    Scenario(#[from] ScenarioError),
+    /// TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// There are no tokens.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
     /// The ring.
     #[error(transparent)]
     Ring(#[from] ring::RingError),
     /// The file of acknowledged messages.
     #[error("the file of acknowledged messages cannot be opened: {0}")]
     Acks(std::io::Error),
+    /// What is to be recorded, or was.
+    #[error("the record of messages cannot be used: {0}")]
+    Record(std::io::Error),
+    /// An agent.
+    #[error("the agent {agent}: {why}")]
+    Agent {
+        /// Which.
+        agent: String,
+        /// What happened.
+        why: String,
+    },
+    /// The server's process.
+    #[error("the server's process {pid} cannot be stopped and counted: {error}")]
+    Process {
+        /// Which.
+        pid: u32,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// What was to happen did not, in time.
+    #[error("{0}")]
+    InVain(String),
     /// A thread.
     #[error("a thread cannot be started: {0}")]
     Thread(std::io::Error),
@@ -103,118 +104,209 @@ pub enum RunError {
     },
 }
 
-/// Host and port, and the address behind them.
-pub fn resolve(url: &str) -> Result<(String, SocketAddr), RunError> {
-    let error = || RunError::Url(url.to_owned());
-    let rest = url.strip_prefix("ws://").or_else(|| url.strip_prefix("http://")).ok_or_else(error)?;
-    let host = rest.split('/').next().unwrap_or_default();
-    let with_port = if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
-    let address = with_port.to_socket_addrs().map_err(|_| error())?.next().ok_or_else(error)?;
-    Ok((host.to_owned(), address))
-}
-
 /// Runs the plan; `show` is called about once a second. `stop` ends it early.
 pub fn run(plan: &Plan, stop: &Arc<AtomicBool>, mut show: impl FnMut(&Interval)) -> Result<RunResult, RunError> {
-    let (host, server) = resolve(&plan.url)?;
-    check(plan)?;
-    let acks = plan.acks.as_deref().map(AckWriter::open).transpose().map_err(RunError::Acks)?;
+    let engine = Engine::start(plan, Membership::default())?;
+    let mut watch = Watch::new(&plan.scenario, &engine, plan.scenario.sessions.threads, stop, engine.clock);
+    watch.until_all_ended(&engine.shown, &mut show);
+    for ended in engine.join()? {
+        watch.since.merge(&ended.tally);
+        for account in &ended.abroad {
+            // Nobody else takes part in this run: what went there is lost.
+            audit(account, &account.unheard_of(), &mut watch.since.counts);
+        }
+    }
+    watch.finish(&mut show)
+}
+
+/// What one process has from a run of several.
+#[derive(Default)]
+pub(crate) struct Membership {
+    /// Tokens of its users, if they are minted already.
+    pub(crate) tokens: Option<Tokens>,
+    /// What all have in their messages.
+    pub(crate) run: Option<u32>,
+    pub(crate) abroad: Option<Abroad>,
+}
+
+/// Threads of users at work.
+pub(crate) struct Engine {
+    pub(crate) phase: Arc<Phase>,
+    pub(crate) clock: Instant,
+    pub(crate) shown: Receiver<Progress>,
+    threads: RefCell<Vec<JoinHandle<Result<Ended, ring::RingError>>>>,
+}
+
+impl Engine {
+    /// Mints all tokens, starts the clock and the threads. Messages begin when the phase says so.
+    pub(crate) fn start(plan: &Plan, membership: Membership) -> Result<Self, RunError> {
+        let scenario = Arc::new(plan.scenario.clone());
+        let target = Arc::new(Target::of(&scenario)?);
+        let tls = target.tls(&scenario)?;
+        let (sessions, traffic) = (&scenario.sessions, &scenario.traffic);
+        let mint = || plan.credentials.mint(sessions.first_user, sessions.users);
+        let tokens = Arc::new(membership.tokens.map_or_else(mint, Ok)?);
+        let acks = plan.acks.as_deref().map(AckWriter::open).transpose().map_err(RunError::Acks)?;
+        let append = |path: &PathBuf| File::options().create(true).append(true).open(path);
+        let record = traffic.record.as_ref().map(append).transpose().map_err(RunError::Record)?;
+        let recorded = traffic.replay.as_ref().map(|path| read_record(path, sessions.users)).transpose();
+        let recorded = recorded.map_err(RunError::Record)?.map(Arc::new);
+        let mut habits = habits(&scenario, &target);
+        habits.run = membership.run.unwrap_or(habits.run);
+        let phase = Arc::new(Phase::default());
+        phase.hold.store(membership.abroad.is_some(), Ordering::Relaxed);
+        let (progress, shown) = unbounded();
+        let clock = Instant::now();
+        let mut threads = Vec::new();
+        let mut first_place = 0;
+        for number in 0..sessions.threads {
+            let share = Share { abroad: membership.abroad, ..share(sessions, number, first_place) };
+            first_place += share.users;
+            let copy = |file: &Option<File>| file.as_ref().map(File::try_clone).transpose();
+            let orders = Orders {
+                number,
+                scenario: Arc::clone(&scenario),
+                habits: habits.clone(),
+                tokens: Arc::clone(&tokens),
+                target: Arc::clone(&target),
+                tls: tls.clone(),
+                share,
+                recorded: recorded.clone(),
+                record: copy(&record).map_err(RunError::Record)?.map(Record::new),
+                random: Random::new(scenario.seed, u64::from(number) + 1),
+                acks: copy(&acks).map_err(RunError::Acks)?.map(AckWriter::new),
+                clock,
+                phase: Arc::clone(&phase),
+                progress: progress.clone(),
+            };
+            let thread = std::thread::Builder::new().name(format!("users-{number}"));
+            let work = match scenario.protocol {
+                Protocol::Ringway => worker::run::<Phone>,
+                Protocol::Echo => worker::run::<Echo>,
+                Protocol::Nats => worker::run::<Nats>,
+            };
+            threads.push(thread.spawn(move || work(orders)).map_err(RunError::Thread)?);
+        }
+        Ok(Self { phase, clock, shown, threads: RefCell::new(threads) })
+    }
+
+    /// Waits for all threads.
+    pub(crate) fn join(&self) -> Result<Vec<Ended>, RunError> {
+        let ended = |thread: JoinHandle<_>| thread.join().expect("a thread of users does not panic");
+        Ok(self.threads.take().into_iter().map(ended).collect::<Result<_, ring::RingError>>()?)
+    }
+}
+
+/// What tells the users when messages begin and end: threads of this process, or agents.
+pub(crate) trait Conductor {
+    /// Messages begin to be due.
+    fn begin(&self);
+    /// It ends now.
+    fn stop(&self);
+    /// Everybody has everything: it may end.
+    fn finish(&self);
+    /// Processor time of all generators, given what each told last.
+    fn cpu_seconds(&self, latest: &[Option<Progress>]) -> f64;
+}
+
+impl Conductor for Engine {
+    fn begin(&self) {
+        self.phase.start_ns.store(self.clock.elapsed().as_nanos() as u64 + 1, Ordering::Release);
+    }
+
+    fn stop(&self) {
+        self.phase.stop.store(true, Ordering::Relaxed);
+    }
+
+    fn finish(&self) {
+        self.phase.hold.store(false, Ordering::Relaxed);
+    }
+
+    fn cpu_seconds(&self, _: &[Option<Progress>]) -> f64 {
+        cpu_seconds()
+    }
+}
+
+fn habits(scenario: &Scenario, target: &Target) -> Habits {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let habits = Habits {
-        host,
-        target: "/ws".to_owned(),
+    let (sessions, traffic) = (&scenario.sessions, &scenario.traffic);
+    Habits {
+        host: target.host.clone(),
+        target: target.path.clone(),
         // Two runs with one seed still write different bodies.
-        run: Random::new(plan.seed, since.as_nanos() as u64).draw() as u32,
-        payload_bytes: plan.payload_bytes,
-        in_flight_max: plan.in_flight_max,
-        mark_ns: plan.mark_every.as_nanos() as u64,
-        backoff_ns: plan.backoff.as_nanos() as u64,
-        backoff_ns_max: plan.backoff_max.as_nanos() as u64,
-        resend: plan.resend,
+        run: Random::new(scenario.seed, since.as_nanos() as u64).draw() as u32,
+        payload_bytes: traffic.payload_bytes,
+        in_flight_max: traffic.in_flight,
+        send_within_ns: traffic.send_within.ns(),
+        conversations: sessions.conversations,
+        mark_ns: traffic.mark_every.ns(),
+        backoff_ns: sessions.backoff.ns(),
+        backoff_ns_max: sessions.backoff_max.ns(),
+        resend: traffic.resend,
         unix_ms: since.as_millis() as u64,
-    };
-    let phase = Arc::new(Phase::default());
-    let (progress, shown) = unbounded();
-    let clock = Instant::now();
-    let mut threads = Vec::new();
-    let mut first_index = 0;
-    for worker in 0..plan.threads {
-        let pairs = plan.users / 2;
-        let users = 2 * (pairs / plan.threads + u32::from(worker < pairs % plan.threads));
-        let orders = Orders {
-            habits: habits.clone(),
-            key: plan.key.clone(),
-            server,
-            first_user: plan.first_user + u64::from(first_index),
-            users,
-            first_index,
-            connections_per_second: plan.connections_per_second,
-            rate: plan.rate * f64::from(users) / f64::from(plan.users),
-            arrivals: plan.arrivals,
-            duration_ns: plan.duration.as_nanos() as u64,
-            drain_ns: plan.drain.as_nanos() as u64,
-            tick: plan.tick,
-            random: Random::new(plan.seed, u64::from(worker) + 1),
-            acks: match &acks {
-                Some(file) => Some(AckWriter::new(file.try_clone().map_err(RunError::Acks)?)),
-                None => None,
-            },
-            clock,
-            phase: Arc::clone(&phase),
-            progress: progress.clone(),
-        };
-        first_index += users;
-        let thread = std::thread::Builder::new().name(format!("phones-{worker}"));
-        threads.push(thread.spawn(move || worker::run(worker, orders)).map_err(RunError::Thread)?);
     }
-    drop(progress);
-    let mut watch = Watch::new(plan, &phase, stop, clock);
-    watch.until_all_ended(&shown, &mut show);
-    for thread in threads {
-        watch.since.merge(&thread.join().expect("a thread of phones does not panic")?);
+}
+
+/// The users of one thread: whole groups, and as many as the others have.
+fn share(sessions: &Sessions, number: u32, first_place: u32) -> Share {
+    let block = sessions.block();
+    let blocks = sessions.users / block;
+    let users = block * (blocks / sessions.threads + u32::from(number < blocks % sessions.threads));
+    Share { first_place, users, of: sessions.users, block, conversations: sessions.conversations, abroad: None }
+}
+
+/// Why the generator, and not the server, may have been the limit; none if it was not.
+fn bound_by(tally: &Tally, cpu_percent: f64, cores: f64) -> Option<String> {
+    const CPU_PERCENT_MAX: f64 = 90.0;
+    const SCHEDULE_ERROR_MS_MAX: f64 = 20.0;
+    let schedule_ms = tally.schedule.quantile_ms(0.99);
+    if cpu_percent > CPU_PERCENT_MAX * cores {
+        Some(format!("generator-bound, at least: its threads were {:.0} % busy", cpu_percent / cores))
+    } else if schedule_ms > SCHEDULE_ERROR_MS_MAX {
+        Some(format!(
+            "generator-bound, at least: one message in a hundred fell due {schedule_ms:.0} ms before it noticed"
+        ))
+    } else {
+        None
     }
-    // What came after the last second that all told of, the losses among it.
-    show(&watch.interval());
-    if watch.total.counts.opened == 0 {
-        return Err(RunError::Unreachable { url: plan.url.clone(), why: why(&watch.total) });
-    }
-    Ok(result(plan, &watch.total, &watch.measured))
 }
 
 /// The engine's part of the result.
-fn result(plan: &Plan, tally: &Tally, measured: &Measured) -> RunResult {
+fn result(scenario: &Scenario, tally: &Tally, measured: &Measured, members: u32) -> RunResult {
     let seconds = measured.seconds.max(1e-9);
     let cpu_percent = measured.cpu_seconds / seconds * 100.0;
+    let bound = bound_by(tally, cpu_percent, f64::from(members));
+    let server_cpu_percent = measured.server_cpu_seconds.map(|cpu| cpu / seconds * 100.0);
+    let facts = Facts { tally, seconds, cpu_percent, server_cpu_percent };
+    let judge = |threshold: &Threshold| {
+        let verdict = threshold.judge(&facts);
+        result::Threshold {
+            condition: threshold.text().to_owned(),
+            measured: verdict.measured,
+            unit: threshold.unit().to_owned(),
+            passed: verdict.passed,
+            note: bound.clone(),
+        }
+    };
     RunResult {
         format: FORMAT,
-        scenario: Scenario { name: if plan.rate > 0.0 { "pairs" } else { "idle" }.to_owned(), toml: String::new() },
-        users: plan.users,
+        scenario: result::Scenario { name: scenario.name.clone(), toml: scenario.to_toml() },
+        aborted: measured.aborted.clone(),
+        thresholds: scenario.thresholds.iter().map(judge).collect(),
+        users: scenario.sessions.users,
         open: measured.open,
-        payload_bytes: plan.payload_bytes,
-        seed: plan.seed,
+        payload_bytes: scenario.traffic.payload_bytes,
+        seed: scenario.seed,
         seconds: measured.seconds,
         offered_per_second: tally.counts.offered as f64 / seconds,
         achieved_per_second: tally.counts.acked_in_time as f64 / seconds,
-        generator_bound: cpu_percent > 90.0 * f64::from(plan.threads),
+        generator_bound: bound.is_some(),
         generator_cpu_percent: cpu_percent,
         counts: tally.counts,
         errors: tally.errors.clone(),
         latency: Latencies::of(tally),
         ..RunResult::default()
     }
-}
-
-fn check(plan: &Plan) -> Result<(), RunError> {
-    let refuse = |why: String| Err(RunError::Plan(why));
-    if plan.users < 2 || !plan.users.is_multiple_of(2) {
-        return refuse(format!("{} users cannot talk in pairs: name an even number", plan.users));
-    }
-    if plan.threads == 0 || plan.threads > plan.users / 2 {
-        return refuse(format!("{} threads: there must be at least one, and a pair for each", plan.threads));
-    }
-    if plan.connections_per_second <= 0.0 || plan.rate < 0.0 || plan.in_flight_max == 0 {
-        return refuse("rates and the number in flight must be above zero".to_owned());
-    }
-    Ok(())
 }
 
 fn why(tally: &Tally) -> String {
@@ -225,53 +317,75 @@ fn why(tally: &Tally) -> String {
 }
 
 /// What was measured apart from the phones.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Measured {
     /// Seconds in which messages were due.
     pub seconds: f64,
     /// Of the generator, in the same time.
     pub cpu_seconds: f64,
+    /// Of the server, in the same time, if its process is known.
+    pub server_cpu_seconds: Option<f64>,
     /// How many sessions were open when messages began.
     pub open: u32,
+    /// Why it ended before its time.
+    pub aborted: Option<String>,
 }
 
-/// Follows the threads: says when messages begin, and shows how it goes.
-struct Watch<'a> {
-    plan: &'a Plan,
-    phase: &'a Phase,
+/// Follows threads or agents: says when messages begin, and shows how it goes.
+pub(crate) struct Watch<'a> {
+    scenario: &'a Scenario,
+    conductor: &'a dyn Conductor,
     stop: &'a AtomicBool,
     clock: Instant,
     latest: Vec<Option<Progress>>,
     told: Vec<bool>,
+    /// How often in a row all said that nothing is missing.
+    settled: u32,
     /// Since the last interval that was shown, and since the beginning.
-    since: Tally,
+    pub(crate) since: Tally,
     total: Tally,
     shown_at: f64,
     shown_cpu: f64,
-    begun: Option<(Instant, f64)>,
+    begun: Option<Begun>,
     measured: Measured,
 }
 
+/// When messages began, and what had been used by then.
+#[derive(Clone, Copy)]
+struct Begun {
+    at: Instant,
+    cpu_seconds: f64,
+    server_cpu_ns: Option<u64>,
+}
+
 impl<'a> Watch<'a> {
-    fn new(plan: &'a Plan, phase: &'a Phase, stop: &'a AtomicBool, clock: Instant) -> Self {
-        let latest = (0..plan.threads).map(|_| None).collect();
+    /// Follows so many members.
+    pub(crate) fn new(
+        scenario: &'a Scenario,
+        conductor: &'a dyn Conductor,
+        members: u32,
+        stop: &'a AtomicBool,
+        clock: Instant,
+    ) -> Self {
         Self {
-            plan,
-            phase,
+            scenario,
+            conductor,
             stop,
             clock,
-            latest,
-            told: vec![false; plan.threads as usize],
+            latest: (0..members).map(|_| None).collect(),
+            told: vec![false; members as usize],
+            settled: 0,
             since: Tally::default(),
             total: Tally::default(),
             shown_at: 0.0,
-            shown_cpu: cpu_seconds(),
+            shown_cpu: conductor.cpu_seconds(&[]),
             begun: None,
             measured: Measured::default(),
         }
     }
 
-    fn until_all_ended(&mut self, shown: &Receiver<Progress>, show: &mut impl FnMut(&Interval)) {
+    /// Until nobody tells anything any more.
+    pub(crate) fn until_all_ended(&mut self, shown: &Receiver<Progress>, show: &mut impl FnMut(&Interval)) {
         loop {
             match shown.recv_timeout(Duration::from_millis(100)) {
                 Ok(progress) => {
@@ -284,21 +398,62 @@ impl<'a> Watch<'a> {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             if self.stop.load(Ordering::Relaxed) {
-                self.phase.stop.store(true, Ordering::Relaxed);
+                self.abort("it was told to stop");
             }
             self.begin_if_ready();
-            self.end_measuring();
-            // When every thread has told of another second.
+            self.end_measuring(false);
+            // When everybody has told of another second.
             if self.told.iter().all(|told| *told) {
                 self.told.fill(false);
                 show(&self.interval());
+                self.abort_if_breached();
+                self.finish_if_settled();
             }
         }
-        if let Some((begun, cpu)) = self.begun
-            && self.measured.seconds == 0.0
-        {
-            self.measured.seconds = begun.elapsed().as_secs_f64();
-            self.measured.cpu_seconds = cpu_seconds() - cpu;
+        self.end_measuring(true);
+    }
+
+    /// What came of it, once all that was measured is in `since`.
+    pub(crate) fn finish(mut self, show: &mut impl FnMut(&Interval)) -> Result<RunResult, RunError> {
+        // What came after the last second that all told of, the losses among it.
+        show(&self.interval());
+        if self.total.counts.opened == 0 {
+            return Err(RunError::Unreachable { url: self.scenario.server.url.clone(), why: why(&self.total) });
+        }
+        let members = self.latest.len() as u32;
+        Ok(result(self.scenario, &self.total, &self.measured, members))
+    }
+
+    fn abort(&mut self, why: &str) {
+        self.measured.aborted.get_or_insert_with(|| why.to_owned());
+        self.conductor.stop();
+    }
+
+    /// A threshold that is breached beyond repair ends the run, if that is wanted and the grace is over.
+    fn abort_if_breached(&mut self) {
+        let (abort, Some(begun)) = (&self.scenario.abort, self.begun) else { return };
+        if !abort.on_breach || begun.at.elapsed() < abort.grace.0 || self.measured.aborted.is_some() {
+            return;
+        }
+        let used = self.used_since(begun);
+        let percent = |cpu: f64| cpu / used.seconds.max(1e-9) * 100.0;
+        let facts = Facts {
+            tally: &self.total,
+            seconds: used.seconds,
+            cpu_percent: percent(used.cpu_seconds),
+            server_cpu_percent: used.server_cpu_seconds.map(percent),
+        };
+        if let Some(breached) = self.scenario.thresholds.iter().find(|threshold| threshold.is_breached_early(&facts)) {
+            self.abort(&format!("`{breached}` was breached"));
+        }
+    }
+
+    /// Twice in a row, so that what was on the way has arrived.
+    fn finish_if_settled(&mut self) {
+        let all = self.latest.iter().all(|latest| latest.as_ref().is_some_and(|latest| latest.settled));
+        self.settled = if all { self.settled + 1 } else { 0 };
+        if self.settled == 2 {
+            self.conductor.finish();
         }
     }
 
@@ -307,47 +462,58 @@ impl<'a> Watch<'a> {
     }
 
     fn begin_if_ready(&mut self) {
-        let all_open = self.sum(|progress| progress.was_open) == self.plan.users;
-        let some_open = self.sum(|progress| progress.was_open) > 0;
-        let waited = self.clock.elapsed();
-        if self.begun.is_none() && (all_open || waited > self.plan.ramp_max) {
-            if !some_open {
-                self.phase.stop.store(true, Ordering::Relaxed);
+        let was_open = self.sum(|progress| progress.was_open);
+        let all_open = was_open == self.scenario.sessions.users;
+        if self.begun.is_none() && (all_open || self.clock.elapsed() > self.scenario.sessions.ramp.0) {
+            if was_open == 0 {
+                self.conductor.stop();
             }
             self.measured.open = self.sum(|progress| progress.open);
-            self.begun = Some((Instant::now(), cpu_seconds()));
-            self.phase.start_ns.store(waited.as_nanos() as u64 + 1, Ordering::Release);
+            let cpu_seconds = self.conductor.cpu_seconds(&self.latest);
+            let server_cpu_ns = self.scenario.server.pid.and_then(process::cpu_ns);
+            self.begun = Some(Begun { at: Instant::now(), cpu_seconds, server_cpu_ns });
+            self.conductor.begin();
         }
     }
 
-    fn end_measuring(&mut self) {
-        if let Some((begun, cpu)) = self.begun
+    fn used_since(&self, begun: Begun) -> Measured {
+        let server_now = self.scenario.server.pid.and_then(process::cpu_ns);
+        let server = begun.server_cpu_ns.zip(server_now).map(|(then, now)| now.saturating_sub(then) as f64 / 1e9);
+        Measured {
+            seconds: begun.at.elapsed().as_secs_f64(),
+            cpu_seconds: self.conductor.cpu_seconds(&self.latest) - begun.cpu_seconds,
+            server_cpu_seconds: server,
+            ..self.measured.clone()
+        }
+    }
+
+    fn end_measuring(&mut self, at_once: bool) {
+        let duration = self.scenario.duration().0;
+        if let Some(begun) = self.begun
             && self.measured.seconds == 0.0
-            && begun.elapsed() >= self.plan.duration
+            && (at_once || begun.at.elapsed() >= duration)
         {
-            self.measured.seconds = self.plan.duration.as_secs_f64();
-            self.measured.cpu_seconds = cpu_seconds() - cpu;
+            self.measured = self.used_since(begun);
+            if !at_once {
+                self.measured.seconds = duration.as_secs_f64();
+            }
         }
     }
 
     fn interval(&mut self) -> Interval {
         let tally = std::mem::take(&mut self.since);
         self.total.merge(&tally);
-        let (at, cpu) = (self.clock.elapsed().as_secs_f64(), cpu_seconds());
+        let (at, cpu) = (self.clock.elapsed().as_secs_f64(), self.conductor.cpu_seconds(&self.latest));
         let length = at - self.shown_at;
-        let seconds = self.begun.map(|(begun, _)| begun.elapsed().as_secs());
-        let phase = match seconds {
-            None => "opening",
-            Some(_) if self.measured.seconds == 0.0 => "messages",
-            Some(_) => "answers",
-        };
+        let seconds = self.begun.map(|begun| begun.at.elapsed().as_secs());
+        let phase = self.begun.map_or("opening", |begun| self.scenario.phase_name(begun.at.elapsed()));
         let interval = Interval {
             phase: phase.to_owned(),
             at,
             length,
             seconds,
             open: self.sum(|progress| progress.open),
-            users: self.plan.users,
+            users: self.scenario.sessions.users,
             tally,
             total: self.total.counts,
             generator_cpu_percent: (cpu - self.shown_cpu) / length.max(1e-3) * 100.0,
@@ -367,19 +533,4 @@ pub fn cpu_seconds() -> f64 {
     };
     let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
     seconds(usage.ru_utime) + seconds(usage.ru_stime)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_read_with_and_without_a_path() {
-        for url in ["ws://127.0.0.1:8800", "ws://127.0.0.1:8800/ws", "http://127.0.0.1:8800/"] {
-            let (host, address) = resolve(url).unwrap();
-            assert_eq!((host.as_str(), address.port()), ("127.0.0.1:8800", 8800));
-        }
-        assert!(resolve("127.0.0.1:8800").is_err());
-        assert!(resolve("ws://").is_err());
-    }
 }

@@ -1,46 +1,86 @@
 //! What was measured: one tally per thread, merged at the end.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
+use hdrhistogram::serialization::{Deserializer as Unpacker, Serializer as _, V2DeflateSerializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Longest time that is told apart from longer ones: ten minutes.
 const NS_MAX: u64 = 600_000_000_000;
 
-/// Times in nanoseconds, to three digits.
-#[derive(Debug, Clone)]
-pub struct Times(Histogram<u64>);
+/// Times in nanoseconds, to three digits. One without times holds no memory: threads tell of each second.
+#[derive(Debug, Clone, Default)]
+pub struct Times(Option<Box<Histogram<u64>>>);
 
-impl Default for Times {
-    fn default() -> Self {
-        Self(Histogram::new_with_bounds(1, NS_MAX, 3).expect("the bounds are valid"))
-    }
+fn no_times() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, NS_MAX, 3).expect("the bounds are valid")
 }
 
 impl Times {
+    fn some(&mut self) -> &mut Histogram<u64> {
+        self.0.get_or_insert_with(|| Box::new(no_times()))
+    }
+
     /// Takes one time in.
     pub fn record(&mut self, ns: u64) {
-        self.0.saturating_record(ns.max(1));
+        self.some().saturating_record(ns.max(1));
     }
 
     /// Takes another's times in.
     pub fn merge(&mut self, other: &Self) {
-        self.0.add(&other.0).expect("all have the same bounds");
+        if let Some(other) = &other.0 {
+            self.some().add(&**other).expect("all have the same bounds");
+        }
+    }
+
+    /// Those of a histogram with these bounds.
+    pub fn of_histogram(histogram: Histogram<u64>) -> Option<Self> {
+        let (low, high, digits) = (histogram.low(), histogram.high(), histogram.sigfig());
+        ((low, high, digits) == (1, NS_MAX, 3)).then(|| Self(Some(Box::new(histogram))))
     }
 
     /// The time below which that part of all lies; in milliseconds. 1 is the longest.
     pub fn quantile_ms(&self, quantile: f64) -> f64 {
-        self.0.value_at_quantile(quantile) as f64 / 1e6
+        self.histogram().value_at_quantile(quantile) as f64 / 1e6
     }
 
     /// How many there are.
     pub fn count(&self) -> u64 {
-        self.0.len()
+        self.0.as_ref().map_or(0, |histogram| histogram.len())
     }
 
     /// All of them, in nanoseconds.
     pub fn histogram(&self) -> &Histogram<u64> {
-        &self.0
+        static EMPTY: LazyLock<Histogram<u64>> = LazyLock::new(no_times);
+        self.0.as_deref().unwrap_or(&EMPTY)
+    }
+}
+
+/// All of them, to the last one: HdrHistogram V2, deflated, base64.
+impl Serialize for Times {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut bytes = Vec::new();
+        if let Some(histogram) = &self.0 {
+            V2DeflateSerializer::new().serialize(histogram, &mut bytes).expect("a vector takes all bytes");
+        }
+        serializer.serialize_str(&STANDARD.encode(bytes))
+    }
+}
+
+impl<'de> Deserialize<'de> for Times {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::Error;
+        let bytes = STANDARD.decode(String::deserialize(deserializer)?).map_err(Error::custom)?;
+        if bytes.is_empty() {
+            return Ok(Self::default());
+        }
+        let histogram =
+            Unpacker::new().deserialize(&mut bytes.as_slice()).map_err(|_| Error::custom("no histogram"))?;
+        Self::of_histogram(histogram).ok_or_else(|| Error::custom("a histogram with other bounds"))
     }
 }
 
@@ -54,6 +94,17 @@ macro_rules! counts {
         impl Counts {
             /// Adds another's.
             pub fn merge(&mut self, other: &Self) { $(self.$name += other.$name;)* }
+
+            /// All names, each with what it counts.
+            pub const NAMES: &[(&str, &str)] = &[$((stringify!($name), $doc),)*];
+
+            /// A count by its name.
+            pub fn named(&self, name: &str) -> Option<u64> {
+                match name {
+                    $(stringify!($name) => Some(self.$name),)*
+                    _ => None,
+                }
+            }
         }
     };
 }
@@ -66,11 +117,17 @@ counts! {
     acked_in_time "Of these, while messages fell due.",
     dup_acks "Answers `dup`: it was stored the first time already.",
     delivered "Messages that reached their receiver, in order, from the other user.",
+    delivered_on_return "Of these, due while their receiver was away on purpose; they are in no distribution.",
+    delivered_abroad "Of these, from users of other agents; they are in no distribution.",
     repeats "Messages that came again below what the client had; dropped, as the protocol says.",
     gaps "Messages above the next one; answered by a pull.",
+    late "Messages that could not be sent in time: later than allowed after they were due, or never.",
     failed "Messages refused for good.",
     unsent "Messages given up before they were sent: more fell due than the server could take.",
     unanswered "Messages without any answer when the run ended.",
+    repeats_sent "Acknowledged messages that were sent again on purpose.",
+    repeats_kept "Of these, answered with the seq that they had.",
+    repeats_unanswered "Of these, without an answer when the run ended.",
     lost "Acknowledged messages that their receiver never got.",
     doubled "Messages with two seqs.",
     reordered "Messages that came after a later one of the same sender.",
@@ -79,6 +136,7 @@ counts! {
     opened "Sessions opened.",
     reopened "Sessions opened again, after the first.",
     cut "Connections that ended without being asked to.",
+    ended_on_purpose "Connections that the scenario ended.",
     timeouts "Connections given up because the server did not answer.",
     moves "`move` frames.",
     lagging "`lagging` frames.",
@@ -94,7 +152,7 @@ counts! {
 }
 
 /// Everything that one thread measured.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Tally {
     pub counts: Counts,
     /// From when a message was due until `stored`.
@@ -107,6 +165,12 @@ pub struct Tally {
     pub opening: Times,
     /// From the beginning of a connection until nothing that the client missed is missing any more.
     pub catch_up: Times,
+    /// From when a connection was cut until its session was open again.
+    pub resume: Times,
+    /// Delivery to those to whom nothing is done, since something was first done to others.
+    pub untouched: Times,
+    /// Delivery to slow readers, which the other distributions leave out.
+    pub slow: Times,
     /// Errors by code, and closes by number.
     pub errors: BTreeMap<String, u64>,
 }
@@ -121,6 +185,20 @@ impl Tally {
         }
     }
 
+    /// The distributions by name.
+    pub fn distributions(&self) -> [(&'static str, &Times); 8] {
+        [
+            ("ack", &self.ack),
+            ("delivery", &self.delivery),
+            ("untouched", &self.untouched),
+            ("slow", &self.slow),
+            ("catch_up", &self.catch_up),
+            ("resume", &self.resume),
+            ("opening", &self.opening),
+            ("schedule_error", &self.schedule),
+        ]
+    }
+
     /// Takes another's in.
     pub fn merge(&mut self, other: &Self) {
         self.counts.merge(&other.counts);
@@ -129,6 +207,9 @@ impl Tally {
         self.schedule.merge(&other.schedule);
         self.opening.merge(&other.opening);
         self.catch_up.merge(&other.catch_up);
+        self.resume.merge(&other.resume);
+        self.untouched.merge(&other.untouched);
+        self.slow.merge(&other.slow);
         for (code, count) in &other.errors {
             *self.errors.entry(code.clone()).or_default() += count;
         }
@@ -138,6 +219,19 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tally_survives_being_sent() {
+        let mut tally = Tally::default();
+        for ns in 1..100_000_u64 {
+            tally.delivery.record(ns * ns);
+        }
+        tally.counts.lost = 7;
+        tally.error("retry");
+        let sent: Tally = serde_json::from_str(&serde_json::to_string(&tally).unwrap()).unwrap();
+        assert_eq!(sent.delivery.histogram(), tally.delivery.histogram());
+        assert_eq!((sent.counts, sent.errors, sent.ack.count()), (tally.counts, tally.errors, 0));
+    }
 
     #[test]
     fn quantiles_of_merged_times_are_those_of_all() {

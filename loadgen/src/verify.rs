@@ -2,19 +2,19 @@
 //!
 //! [`compare`] decides and knows no server; [`verify`] fetches, conversation by conversation.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
 
-use wire::ids::UserId;
-
 use crate::acks::{self, Ack, AcksError};
 use crate::body::Stamp;
+use crate::credentials::{Credentials, CredentialsError};
 use crate::frames::Heard;
 use crate::http::{HttpClient, HttpError};
-use crate::key::TokenKey;
 use crate::random::hash;
-use crate::run::{RunError, resolve};
+use crate::scenario::Scenario;
+use crate::target::{Target, TargetError};
+use crate::tls::TlsError;
 
 /// A message as the server has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +40,9 @@ pub struct Findings {
     pub doubled: u64,
     /// Seqs below the highest for which there is no message.
     pub holes: u64,
+    /// Sent and never answered; and those of them that are there, which breaks no promise either way.
+    pub unknown: u64,
+    pub unknown_kept: u64,
     /// The first few, in words.
     pub examples: Vec<String>,
 }
@@ -52,7 +55,13 @@ pub enum VerifyError {
     Acks(#[from] AcksError),
     /// The address.
     #[error(transparent)]
-    Url(#[from] RunError),
+    Url(#[from] TargetError),
+    /// TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The tokens.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
     /// The server.
     #[error("conversation {conversation} cannot be read back: {error}")]
     Http {
@@ -72,6 +81,19 @@ pub enum VerifyError {
 }
 
 impl Findings {
+    /// As the process ends: 1 for a broken promise, 2 where there was nothing to check, 4 where something is unknown.
+    pub fn code(&self) -> u8 {
+        if !self.is_good() {
+            1
+        } else if self.unknown > 0 {
+            4
+        } else if self.acks == 0 {
+            crate::outcome::COULD_NOT_RUN
+        } else {
+            0
+        }
+    }
+
     /// Whether every promise was kept.
     pub fn is_good(&self) -> bool {
         self.missing + self.changed + self.doubled + self.holes == 0
@@ -92,6 +114,8 @@ impl Findings {
         self.changed += other.changed;
         self.doubled += other.doubled;
         self.holes += other.holes;
+        self.unknown += other.unknown;
+        self.unknown_kept += other.unknown_kept;
         for example in other.examples {
             self.say(|| example);
         }
@@ -109,7 +133,21 @@ impl fmt::Display for Findings {
              {} doubled, {} holes",
             self.acks, self.conversations, self.kept, self.missing, self.changed, self.doubled, self.holes
         )?;
-        if self.is_good() { write!(f, ". Every acknowledged message is there, once.") } else { write!(f, ".") }
+        f.write_str(match (self.is_good(), self.acks) {
+            (false, _) => ".",
+            (true, 0) => ". No acknowledged message is in the file: nothing was checked.",
+            (true, _) => ". Every acknowledged message is there, once.",
+        })?;
+        if self.unknown > 0 {
+            let Self { unknown, unknown_kept, .. } = self;
+            write!(
+                f,
+                "\n{unknown} messages were sent and never answered: {unknown_kept} of them are there, {} are not, and neither \
+                 breaks a promise.",
+                unknown - unknown_kept
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -138,8 +176,18 @@ pub fn compare(conversation: &str, acks: &[Ack], kept: &[Kept]) -> Findings {
     }
     let mut acked_seq: HashMap<(u64, u32, &str), u64> = HashMap::with_capacity(acks.len());
     let mut acked_id: HashMap<u64, &str> = HashMap::with_capacity(acks.len());
+    let bodies: HashSet<(u64, String)> = if acks.iter().any(Ack::is_unknown) {
+        kept.iter().map(|message| (message.from, hash_text(&message.body))).collect()
+    } else {
+        HashSet::new()
+    };
     for ack in acks {
         let Ack { seq, id, sender, .. } = ack;
+        if ack.is_unknown() {
+            findings.unknown += 1;
+            findings.unknown_kept += u64::from(bodies.contains(&(*sender, ack.body.clone())));
+            continue;
+        }
         match acked_seq.insert((*sender, ack.device, id), *seq) {
             // Acknowledged a second time, as it should be.
             Some(earlier) if earlier == *seq => continue,
@@ -160,9 +208,7 @@ pub fn compare(conversation: &str, acks: &[Ack], kept: &[Kept]) -> Findings {
                 findings.missing += 1;
                 findings.say(|| format!("{conversation}: message {seq} (id {id}, from {sender}) is missing"));
             }
-            Some(message)
-                if message.from != *sender || format!("{:016x}", hash(message.body.as_bytes())) != ack.body =>
-            {
+            Some(message) if message.from != *sender || hash_text(&message.body) != ack.body => {
                 findings.changed += 1;
                 findings.say(|| format!("{conversation}: message {seq} is not the acknowledged one (id {id})"));
             }
@@ -172,22 +218,34 @@ pub fn compare(conversation: &str, acks: &[Ack], kept: &[Kept]) -> Findings {
     findings
 }
 
-/// Checks every conversation of the file against the server at `url`.
-pub fn verify(path: &Path, url: &str, key: &TokenKey, threads: usize) -> Result<Findings, VerifyError> {
-    let (host, address) = resolve(url)?;
+fn hash_text(body: &str) -> String {
+    format!("{:016x}", hash(body.as_bytes()))
+}
+
+/// Checks every conversation of the file against the scenario's server.
+pub fn verify(
+    path: &Path,
+    scenario: &Scenario,
+    credentials: &Credentials,
+    threads: usize,
+) -> Result<Findings, VerifyError> {
+    let target = Target::of(scenario)?;
+    let tls = target.tls(scenario)?;
     let mut conversations: BTreeMap<String, Vec<Ack>> = BTreeMap::new();
     for ack in acks::read(path)? {
         conversations.entry(ack.conversation.clone()).or_default().push(ack);
     }
     let all: Vec<_> = conversations.into_iter().collect();
+    let tokens = credentials.of_users(&all.iter().map(|(_, acks)| acks[0].sender).collect::<Vec<_>>())?;
     let share = all.len().div_ceil(threads.max(1)).max(1);
     let mut findings = Findings::default();
     std::thread::scope(|scope| {
         let check = |part: &[(String, Vec<Ack>)]| -> Result<Findings, VerifyError> {
-            let mut client = HttpClient::new(&host, address);
+            let mut client = HttpClient::new(&target, tls.clone());
             let mut findings = Findings::default();
             for (conversation, acks) in part {
-                let kept = fetch(&mut client, key, conversation, acks[0].sender)?;
+                let token = tokens.get(&acks[0].sender).map_or("", String::as_str);
+                let kept = fetch(&mut client, token, conversation)?;
                 findings.merge(compare(conversation, acks, &kept));
             }
             Ok(findings)
@@ -201,14 +259,13 @@ pub fn verify(path: &Path, url: &str, key: &TokenKey, threads: usize) -> Result<
 }
 
 /// Reads a conversation from its beginning, as one of its users.
-fn fetch(client: &mut HttpClient, key: &TokenKey, conversation: &str, user: u64) -> Result<Vec<Kept>, VerifyError> {
-    let token = key.token(UserId(user), 1);
+fn fetch(client: &mut HttpClient, token: &str, conversation: &str) -> Result<Vec<Kept>, VerifyError> {
     let mut kept: Vec<Kept> = Vec::new();
     loop {
         let after = kept.last().map_or(0, |message| message.seq);
         let target = format!("/v1/conversations/{conversation}/messages?after={after}&limit=100");
         let failed = |error| VerifyError::Http { conversation: conversation.to_owned(), error };
-        let body = match client.get(&target, &token) {
+        let body = match client.get(&target, token) {
             // A conversation that is not there at all: its messages are missing, and that is an answer.
             Err(HttpError::Status { status: 404, .. }) => return Ok(kept),
             answer => answer.map_err(failed)?,
@@ -291,6 +348,17 @@ mod tests {
         let other_id = Ack { id: "id-1".to_owned(), ..ack(1, 0) };
         assert_eq!(counts(&[ack(1, 0), other_id], &[kept(1, 0)]), [0, 0, 1, 0]);
         assert_eq!(counts(&[ack(1, 0), ack(2, 0)], &[kept(1, 0), anonymous(2, 0)])[2], 2);
+    }
+
+    #[test]
+    fn what_nobody_answered_is_neither_missing_nor_good() {
+        let unknown = |counter| ack(0, counter);
+        let findings = compare("dm.1.2", &[ack(1, 0), unknown(1), unknown(2)], &[kept(1, 0), kept(2, 1)]);
+        assert_eq!((findings.acks, findings.unknown, findings.unknown_kept), (1, 2, 1));
+        assert_eq!((findings.is_good(), findings.code()), (true, 4));
+        assert_eq!(compare("dm.1.2", &[], &[kept(1, 0)]).code(), 2);
+        assert_eq!(compare("dm.1.2", &[ack(1, 0)], &[kept(1, 0)]).code(), 0);
+        assert_eq!(compare("dm.1.2", &[ack(1, 0), unknown(1)], &[]).code(), 1);
     }
 
     #[test]

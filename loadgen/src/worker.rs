@@ -1,8 +1,9 @@
-//! One thread of phones: a ring, a schedule and a wheel of deadlines.
+//! One thread of simulated users: rings, a schedule and a wheel of deadlines.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -11,37 +12,39 @@ use wire::ids::UserId;
 
 use crate::acks::AckWriter;
 use crate::body::STAMP_BYTES;
-use crate::key::TokenKey;
-use crate::phone::{Around, Habits, Phone, Want, audit};
+use crate::client::{Account, Around, Client, Habits, Part, Want, audit};
+use crate::credentials::Tokens;
+use crate::disturbance::{self, Act, Disturbance};
+use crate::link::{Ending, MS};
 use crate::random::Random;
-use crate::schedule::{Arrivals, Schedule};
-use crate::tally::Tally;
+use crate::scenario::{Proxy, Scenario};
+use crate::tally::{Counts, Tally};
+use crate::target::Target;
+use crate::tls::{Session, Tls};
+use crate::traffic::{Due, Record, Share, Traffic, peer};
+use crate::wheel::Wheel;
 
-/// No phone.
+/// Nobody.
 const NOBODY: u32 = u32::MAX;
-/// Connections from one source address: beyond two thirds of its ports, connecting becomes slow.
-const CONNECTIONS_PER_SOURCE: u32 = 10_000;
-
 /// How long what is in flight at the end may take at least.
-const SETTLE_NS: u64 = 5_000_000_000;
+const SETTLE_NS: u64 = 5_000 * MS;
+/// How often each ring has a turn, whether or not it asks for one.
+const ALL_EVERY_NS: u64 = 100 * MS;
+/// How often the books are looked at, whether all has arrived.
+const AUDIT_EVERY_NS: u64 = 20 * MS;
 
 /// What one thread is to do.
 pub(crate) struct Orders {
+    pub number: u32,
+    pub scenario: Arc<Scenario>,
     pub habits: Habits,
-    pub key: TokenKey,
-    pub server: SocketAddr,
-    /// The first of this thread's users, and how many; pairs are never split over threads.
-    pub first_user: u64,
-    pub users: u32,
-    /// This thread's first user's place among all.
-    pub first_index: u32,
-    pub connections_per_second: f64,
-    pub rate: f64,
-    pub arrivals: Arrivals,
-    pub duration_ns: u64,
-    pub drain_ns: u64,
-    /// Due messages wait up to this long for each other, to share a turn.
-    pub tick: Duration,
+    pub tokens: Arc<Tokens>,
+    pub target: Arc<Target>,
+    pub tls: Option<Tls>,
+    /// Its users; those who only talk among themselves are never split over threads.
+    pub share: Share,
+    pub recorded: Option<Arc<Vec<Due>>>,
+    pub record: Option<Record>,
     pub random: Random,
     pub acks: Option<AckWriter>,
     pub clock: Instant,
@@ -56,6 +59,14 @@ pub(crate) struct Phase {
     pub start_ns: AtomicU64,
     /// To end early.
     pub stop: AtomicBool,
+    /// Not to end although all is settled: others are not.
+    pub hold: AtomicBool,
+    /// Which burst is asked for: one message into each open session.
+    pub burst: AtomicU32,
+    /// Grow by one with each burst of each thread: when the kernel has taken it, and when all of it has its answer and
+    /// its receiver.
+    pub burst_taken: AtomicU64,
+    pub burst_done: AtomicU64,
 }
 
 /// What a thread says each second.
@@ -65,93 +76,149 @@ pub(crate) struct Progress {
     pub tally: Tally,
     pub open: u32,
     pub was_open: u32,
+    /// Nothing is missing, as far as this thread knows.
+    pub settled: bool,
+    /// Of another process, since it began; 0 for a thread of this one.
+    pub cpu_seconds: f64,
 }
 
-/// Runs one thread to its end; what it measured since its last report comes back.
-pub(crate) fn run(worker: u32, orders: Orders) -> Result<Tally, ring::RingError> {
-    let config = RingConfig {
-        connections_max: orders.users + 16,
-        completions: 16_384,
-        receive_buffers: 2_048,
-        ..RingConfig::default()
-    };
-    let ring = KernelRing::new(&config, Doorbell::new()?)?;
-    Worker::new(worker, ring, orders).run()
+/// What a thread leaves behind: what it measured since its last report, and accounts with users elsewhere.
+pub(crate) struct Ended {
+    pub tally: Tally,
+    pub abroad: Vec<Account>,
 }
 
-struct Worker {
-    number: u32,
-    ring: KernelRing,
+/// Runs one thread to its end.
+pub(crate) fn run<C: Client>(orders: Orders) -> Result<Ended, ring::RingError> {
+    let tables = orders.share.users.div_ceil(orders.scenario.sessions.table).max(1);
+    let each = orders.share.users.div_ceil(tables);
+    let mut rings: Vec<KernelRing> = Vec::new();
+    for _ in 0..tables {
+        let config = RingConfig {
+            // A tenth of each table stays free: slots are given back late, and a storm takes many at once.
+            connections_max: (each + each / 9 + 16).min(19_900),
+            // One ring may have it all; many share what memory there is.
+            completions: if tables == 1 { 16_384 } else { 4_096 },
+            receive_buffers: if tables == 1 { 2_048 } else { 128 },
+            ..RingConfig::default()
+        };
+        let mut ring = KernelRing::new(&config, Doorbell::new()?)?;
+        if let Some(first) = rings.first() {
+            ring.announce_at(first.doorbell())?;
+        }
+        rings.push(ring);
+    }
+    Worker::<C>::new(rings, each, orders).run()
+}
+
+struct Worker<C> {
+    rings: Vec<KernelRing>,
+    /// What is to be done on each ring.
+    ops: Vec<Ops>,
+    /// Users on each ring.
+    each: u32,
     orders: Orders,
-    phones: Vec<Line>,
-    /// Which phone a slot of the ring belongs to.
-    owners: Vec<u32>,
-    /// Phones with something to send.
+    lines: Vec<Line<C>>,
+    /// Whose a slot of a ring is.
+    owners: Vec<Vec<u32>>,
+    /// Those with something to send.
     talkative: Vec<u32>,
-    /// Buffers that no phone needs at the moment.
+    /// Buffers that nobody needs at the moment.
     buffers: Vec<Vec<u8>>,
     wheel: Wheel,
-    schedule: Option<Schedule>,
+    /// Until when slow readers have read what they got, and whom to let read again, the first on top.
+    slow: HashMap<u32, u64>,
+    pauses: BinaryHeap<Reverse<(u64, u32)>>,
+    traffic: Option<Traffic>,
+    disturbance: Option<Disturbance>,
     /// Since the last report.
     tally: Tally,
     /// Acknowledged before that.
     acked: u64,
+    repeat_in: u32,
     body: String,
     now_ns: u64,
+    all_had_at: u64,
     reported_at: u64,
     flushed_at: u64,
+    audited_at: u64,
+    /// Bursts that were written, that the kernel has taken, and that are done with.
+    bursts: [u32; 3],
+    /// Accounts with users who are not here.
+    abroad: Vec<Account>,
+    settled: bool,
     hung_up: bool,
     /// No more messages fall due.
     ended: bool,
     gave_up: bool,
 }
 
-/// A phone and its line to the server.
-struct Line {
-    phone: Phone,
+/// A user and the line to the server.
+struct Line<C> {
+    client: C,
     connection: Option<Connection>,
-    is_sending: bool,
-    is_talkative: bool,
+    tls: Option<Box<Session>>,
     /// The wheel will look at it then.
     wheel_at: u64,
+    part: Part,
+    is_sending: bool,
+    is_talkative: bool,
+    is_paused: bool,
 }
 
-impl Worker {
-    fn new(number: u32, ring: KernelRing, orders: Orders) -> Self {
+impl<C: Client> Worker<C> {
+    fn new(rings: Vec<KernelRing>, each: u32, orders: Orders) -> Self {
         let mut wheel = Wheel::new();
+        let share = orders.share;
+        let per_second = orders.scenario.sessions.connections_per_second;
         let line = |index: u32| {
-            let place = f64::from(orders.first_index + index);
-            let start_ns = (place / orders.connections_per_second * 1e9) as u64;
-            let user = orders.first_user + u64::from(index);
-            // The first user is odd in every pair's place, whatever its number.
-            let peer = orders.first_user + u64::from(index ^ 1);
+            // Threads take turns, so that the rate is even whoever has how many.
+            let order = f64::from(index) * f64::from(share.of) / f64::from(share.users);
+            let start_ns = (order / per_second * 1e9) as u64;
             Line {
-                phone: Phone::new(UserId(user), UserId(peer), start_ns),
+                client: C::new(user_of(&orders, index), start_ns),
                 connection: None,
+                tls: None,
+                wheel_at: start_ns,
+                part: if share.is_abroad(index) {
+                    Part::Abroad
+                } else {
+                    disturbance::part(&orders.scenario, share.first_place + index)
+                },
                 is_sending: false,
                 is_talkative: false,
-                wheel_at: start_ns,
+                is_paused: false,
             }
         };
-        let phones: Vec<_> = (0..orders.users).map(line).collect();
-        for (index, line) in phones.iter().enumerate() {
+        let lines: Vec<_> = (0..share.users).map(line).collect();
+        for (index, line) in lines.iter().enumerate() {
             wheel.add(index as u32, line.wheel_at);
         }
         Self {
-            number,
-            ring,
-            phones,
-            owners: vec![NOBODY; orders.users as usize + 16],
+            ops: rings.iter().map(|_| Ops::with_capacity(1_024)).collect(),
+            owners: rings.iter().map(|_| Vec::new()).collect(),
+            rings,
+            each,
+            lines,
             talkative: Vec::new(),
             buffers: Vec::new(),
             wheel,
-            schedule: None,
+            slow: HashMap::new(),
+            pauses: BinaryHeap::new(),
+            traffic: None,
+            disturbance: None,
             tally: Tally::default(),
             acked: 0,
+            repeat_in: crate::drivers::ringway::REPEAT_EVERY,
             body: String::with_capacity(orders.habits.payload_bytes.max(STAMP_BYTES)),
             now_ns: 0,
+            all_had_at: 0,
             reported_at: 0,
             flushed_at: 0,
+            audited_at: 0,
+            bursts: [0; 3],
+            abroad: Vec::new(),
+            settled: false,
             hung_up: false,
             ended: false,
             gave_up: false,
@@ -159,27 +226,42 @@ impl Worker {
         }
     }
 
-    fn run(mut self) -> Result<Tally, ring::RingError> {
-        let (mut events, mut ops) = (EventBatch::with_capacity(4_096, 1 << 20), Ops::with_capacity(4_096));
+    fn run(mut self) -> Result<Ended, ring::RingError> {
+        let mut events = EventBatch::with_capacity(4_096, 1 << 20);
         let mut over_at = None;
         loop {
-            self.ring.wait(Some(self.patience()), &mut events)?;
-            self.look_at_the_clock();
-            while let Some(event) = events.pop() {
-                self.handle(event, &mut events, &mut ops);
+            // Now and then all of them have a turn, if only to see which connections have gone quiet.
+            let all = self.now_ns >= self.all_had_at + ALL_EVERY_NS;
+            if all {
+                self.all_had_at = self.now_ns;
+            }
+            for ring in 0..self.rings.len() {
+                if ring > 0 && !all && !self.rings[ring].has_work() {
+                    continue;
+                }
+                // The first is slept in, and the others ring its bell; what they have to tell the kernel goes first.
+                let sleeps = ring == 0 && !self.rings[1..].iter_mut().any(KernelRing::has_work);
+                let patience = if sleeps { self.patience() } else { Duration::ZERO };
+                self.rings[ring].wait(Some(patience), &mut events)?;
+                self.look_at_the_clock();
+                while let Some(event) = events.pop() {
+                    self.handle(ring, event, &mut events);
+                }
             }
             self.look_at_the_clock();
+            self.disturb();
             self.write_due();
-            self.expire(&mut ops);
-            self.send(&mut ops);
-            self.ring.submit(&mut ops);
+            self.burst();
+            self.expire();
+            self.send();
+            self.submit();
             self.report();
-            if over_at.is_none() && self.is_over(&mut ops) {
-                self.hang_up(&mut ops);
-                self.ring.submit(&mut ops);
-                over_at = Some(self.now_ns + 1_000_000_000);
+            if over_at.is_none() && self.is_over() {
+                self.hang_up();
+                self.submit();
+                over_at = Some(self.now_ns + 1_000 * MS);
             }
-            if over_at.is_some_and(|at| at <= self.now_ns || self.ring.connections() == 0) {
+            if over_at.is_some_and(|at| at <= self.now_ns || self.rings.iter().all(|ring| ring.connections() == 0)) {
                 return Ok(self.finish());
             }
         }
@@ -189,61 +271,70 @@ impl Worker {
         self.now_ns = self.orders.clock.elapsed().as_nanos() as u64;
     }
 
-    /// Until a message or a deadline is due; the wheel is coarse, and turns are shared.
-    fn patience(&self) -> Duration {
-        let due = self.schedule.as_ref().and_then(Schedule::next).unwrap_or(u64::MAX);
-        let until = due.min(self.wheel.next_at());
-        Duration::from_nanos(until.saturating_sub(self.now_ns)).max(self.orders.tick)
+    fn submit(&mut self) {
+        for (ring, ops) in self.rings.iter_mut().zip(&mut self.ops) {
+            ring.submit(ops);
+        }
     }
 
-    fn handle(&mut self, event: Event, events: &mut EventBatch, ops: &mut Ops) {
+    /// Until a message or a deadline is due; the wheel is coarse, and turns are shared.
+    fn patience(&self) -> Duration {
+        let due = self.traffic.as_ref().and_then(Traffic::next).unwrap_or(u64::MAX);
+        let disturbance = self.disturbance.as_ref().and_then(Disturbance::next).unwrap_or(u64::MAX);
+        let until = due.min(disturbance).min(self.wheel.next_at());
+        Duration::from_nanos(until.saturating_sub(self.now_ns)).max(self.orders.scenario.traffic.tick.0)
+    }
+
+    fn ring_of(&self, index: u32) -> usize {
+        (index / self.each) as usize
+    }
+
+    fn push(&mut self, index: u32, op: Op) {
+        let ring = self.ring_of(index);
+        self.ops[ring].push(op);
+    }
+
+    fn handle(&mut self, ring: usize, event: Event, events: &mut EventBatch) {
         match event {
-            Event::Connected { connection, token } => {
-                let index = token as u32;
-                self.owners[connection.slot() as usize] = index;
-                let line = &mut self.phones[index as usize];
-                line.connection = Some(connection);
-                line.is_sending = false;
-                if self.hung_up {
-                    ops.push(Op::Reset { connection });
-                } else {
-                    self.with_phone(index, ops, |phone, around| {
-                        phone.connected(around);
-                        Want::Nothing
-                    });
-                }
-            }
-            Event::ConnectFailed { token, .. } => self.with_phone(token as u32, ops, |phone, around| {
-                phone.disconnected(around);
+            Event::Connected { connection, token } => self.connected(ring, connection, token as u32),
+            Event::ConnectFailed { token, .. } => self.with(token as u32, |client, around| {
+                client.disconnected(around);
                 Want::Nothing
             }),
             Event::Received { connection, range } => {
-                let Some(index) = self.owner(connection) else { return };
+                let Some(index) = self.owner(ring, connection) else { return };
                 // Each piece is read at a time of its own: a turn over thousands of them is long.
                 self.look_at_the_clock();
                 let bytes = events.data_mut(range);
-                self.with_phone(index, ops, |phone, around| phone.received(bytes, around));
+                if self.lines[index as usize].part == Part::Slow {
+                    self.slow_down(index, connection, bytes.len());
+                }
+                if self.lines[index as usize].tls.is_none() {
+                    self.with(index, |client, around| client.received(bytes, around));
+                } else {
+                    self.received_sealed(index, bytes);
+                }
             }
-            Event::Sent { connection, mut buffer } => {
-                buffer.clear();
-                self.buffers.push(buffer);
-                let Some(index) = self.owner(connection) else { return };
-                self.phones[index as usize].is_sending = false;
+            Event::Sent { connection, buffer } => {
+                self.keep(buffer);
+                let Some(index) = self.owner(ring, connection) else { return };
+                self.lines[index as usize].is_sending = false;
                 self.note_talkative(index);
             }
-            Event::Eof { connection } => ops.push(Op::Close { connection }),
+            Event::Eof { connection } => self.ops[ring].push(Op::Close { connection }),
             Event::Closed { connection, buffer, .. } => {
-                if let Some(mut buffer) = buffer {
-                    buffer.clear();
-                    self.buffers.push(buffer);
+                if let Some(buffer) = buffer {
+                    self.keep(buffer);
                 }
-                let Some(index) = self.owner(connection) else { return };
-                self.owners[connection.slot() as usize] = NOBODY;
-                let line = &mut self.phones[index as usize];
+                let Some(index) = self.owner(ring, connection) else { return };
+                self.owners[ring][connection.slot() as usize] = NOBODY;
+                let line = &mut self.lines[index as usize];
                 line.connection = None;
+                line.tls = None;
                 line.is_sending = false;
-                self.with_phone(index, ops, |phone, around| {
-                    phone.disconnected(around);
+                line.is_paused = false;
+                self.with(index, |client, around| {
+                    client.disconnected(around);
                     Want::Nothing
                 });
             }
@@ -255,132 +346,332 @@ impl Worker {
         }
     }
 
-    fn owner(&self, connection: Connection) -> Option<u32> {
-        let index = self.owners[connection.slot() as usize];
-        let is_its = index != NOBODY && self.phones[index as usize].connection == Some(connection);
+    fn connected(&mut self, ring: usize, connection: Connection, index: u32) {
+        let (slot, owners) = (connection.slot() as usize, &mut self.owners[ring]);
+        if owners.len() <= slot {
+            owners.resize(slot + 1, NOBODY);
+        }
+        owners[slot] = index;
+        let line = &mut self.lines[index as usize];
+        line.connection = Some(connection);
+        line.is_sending = false;
+        if self.hung_up {
+            self.ops[ring].push(Op::Reset { connection });
+            return;
+        }
+        if let Some(tls) = &self.orders.tls {
+            match tls.session() {
+                Ok(session) => line.tls = Some(session),
+                Err(error) => self.tally.error(&error.to_string()),
+            }
+        }
+        if self.orders.target.proxy != Proxy::None {
+            // Ahead of TLS too: the proxy that a load balancer is does not take part in it.
+            let mut buffer = self.buffers.pop().unwrap_or_default();
+            self.orders.target.write_proxy_header(&mut buffer, self.orders.share.first_place + index);
+            line.is_sending = true;
+            self.ops[ring].push(Op::Send { connection, buffer });
+        }
+        self.with(index, C::connected);
+    }
+
+    fn received_sealed(&mut self, index: u32, bytes: &[u8]) {
+        let mut plain = self.buffers.pop().unwrap_or_default();
+        let session = self.lines[index as usize].tls.as_mut().expect("whoever asks has looked");
+        match session.open(bytes, &mut plain) {
+            Ok(()) => self.with(index, |client, around| client.received(&mut plain, around)),
+            Err(error) => {
+                self.tally.error(&format!("TLS: {error}"));
+                self.with(index, |client, _| {
+                    client.link_mut().break_off(None);
+                    Want::Cut
+                });
+            }
+        }
+        self.keep(plain);
+    }
+
+    fn keep(&mut self, mut buffer: Vec<u8>) {
+        buffer.clear();
+        self.buffers.push(buffer);
+    }
+
+    fn owner(&self, ring: usize, connection: Connection) -> Option<u32> {
+        let index = *self.owners[ring].get(connection.slot() as usize)?;
+        let is_its = index != NOBODY && self.lines[index as usize].connection == Some(connection);
         is_its.then_some(index)
     }
 
-    /// Lets a phone do something, and does what it wants.
-    fn with_phone(&mut self, index: u32, ops: &mut Ops, act: impl FnOnce(&mut Phone, &mut Around<'_>) -> Want) {
-        let line = &mut self.phones[index as usize];
+    /// A slow reader has got so much: it reads on when it is through with that.
+    fn slow_down(&mut self, index: u32, connection: Connection, bytes: usize) {
+        /// What is shorter than this is not worth a pause.
+        const WORTH_NS: u64 = 20 * MS;
+        let Some(slow) = &self.orders.scenario.slow_readers else { return };
+        let took_ns = bytes as u64 * 1_000_000_000 / u64::from(slow.bytes_per_second);
+        let through_at = self.slow.entry(index).or_default();
+        *through_at = (*through_at).max(self.now_ns) + took_ns;
+        let through_at = *through_at;
+        let line = &mut self.lines[index as usize];
+        if through_at > self.now_ns + WORTH_NS && !line.is_paused && line.client.link().is_open() {
+            line.is_paused = true;
+            self.pauses.push(Reverse((through_at, index)));
+            self.push(index, Op::PauseReceive { connection });
+        }
+    }
+
+    fn end_pauses(&mut self) {
+        while self.pauses.peek().is_some_and(|Reverse((at, _))| *at <= self.now_ns) {
+            let Some(Reverse((_, index))) = self.pauses.pop() else { return };
+            let through_at = self.slow.get(&index).copied().unwrap_or(0);
+            if through_at > self.now_ns {
+                // More came that had been on its way already.
+                self.pauses.push(Reverse((through_at, index)));
+                continue;
+            }
+            let line = &mut self.lines[index as usize];
+            if std::mem::take(&mut line.is_paused)
+                && let Some(connection) = line.connection
+            {
+                self.push(index, Op::ResumeReceive { connection });
+            }
+        }
+    }
+
+    /// Lets a user do something, and does what it wants.
+    fn with(&mut self, index: u32, act: impl FnOnce(&mut C, &mut Around<'_>) -> Want) {
+        let line = &mut self.lines[index as usize];
+        let place = self.orders.share.first_place + index;
         let mut around = Around {
             now_ns: self.now_ns,
             habits: &self.orders.habits,
-            key: &self.orders.key,
+            tokens: &self.orders.tokens,
+            place,
+            part: line.part,
+            disturbed: self.disturbance.as_ref().is_some_and(|disturbance| disturbance.has_begun),
             random: &mut self.orders.random,
             tally: &mut self.tally,
             acks: self.orders.acks.as_mut(),
+            repeat_in: &mut self.repeat_in,
             body: &mut self.body,
         };
-        let want = act(&mut line.phone, &mut around);
-        match (want, line.connection) {
-            (Want::Connect, _) => {
-                let source = source(self.orders.server, self.orders.first_index + index);
-                ops.push(Op::Connect { token: u64::from(index), address: self.orders.server, source });
-            }
-            // What is being connected still will end by itself, in success or failure.
-            (Want::Cut, Some(connection)) => ops.push(Op::Reset { connection }),
-            (Want::Cut, None) | (Want::Nothing, _) => {}
-        }
-        let wakes_at = line.phone.wakes_at();
+        let want = act(&mut line.client, &mut around);
+        let connection = line.connection;
+        let wakes_at = line.client.wakes_at();
         if wakes_at < line.wheel_at {
             line.wheel_at = wakes_at;
             self.wheel.add(index, wakes_at);
+        }
+        match (want, connection) {
+            (Want::Connect, _) => {
+                let (address, source) = (self.orders.target.address, self.orders.target.source(place));
+                self.push(index, Op::Connect { token: u64::from(index), address, source });
+            }
+            // What is being connected still will end by itself, in success or failure.
+            (Want::Cut, Some(connection)) => self.push(index, Op::Reset { connection }),
+            (Want::Cut, None) | (Want::Nothing, _) => {}
         }
         self.note_talkative(index);
     }
 
     fn note_talkative(&mut self, index: u32) {
-        let line = &mut self.phones[index as usize];
-        if !line.phone.out.is_empty() && !line.is_sending && !line.is_talkative {
+        let line = &mut self.lines[index as usize];
+        let wants = !line.client.link().out.is_empty() || line.tls.as_ref().is_some_and(|tls| tls.wants_write());
+        if wants && !line.is_sending && !line.is_talkative {
             line.is_talkative = true;
             self.talkative.push(index);
         }
     }
 
+    /// What messages and disturbances there will be, once it is known when they begin.
+    fn begin(&mut self) -> bool {
+        if self.traffic.is_some() {
+            return true;
+        }
+        let start_ns = self.orders.phase.start_ns.load(Ordering::Acquire);
+        if start_ns == 0 {
+            return false;
+        }
+        let (scenario, share) = (&self.orders.scenario, self.orders.share);
+        let recorded = self.orders.recorded.as_deref().map(Vec::as_slice);
+        let mut random = || Random::new(self.orders.random.draw(), 1);
+        self.disturbance = Some(Disturbance::new(scenario, share.part(), start_ns, random()));
+        self.traffic = Some(Traffic::new(scenario, share, recorded, start_ns, random()));
+        true
+    }
+
     /// Everything that fell due since the last turn.
     fn write_due(&mut self) {
-        if self.schedule.is_none() {
-            let start_ns = self.orders.phase.start_ns.load(Ordering::Acquire);
-            if start_ns == 0 {
-                return;
-            }
-            let end_ns = start_ns + self.orders.duration_ns;
-            let random = self.orders.random.clone();
-            self.orders.random.draw();
-            self.schedule = Some(Schedule::new(self.orders.arrivals, self.orders.rate, start_ns, end_ns, random));
+        if !self.begin() {
+            return;
         }
-        while let Some(due_ns) = self.schedule.as_mut().and_then(|schedule| schedule.due(self.now_ns)) {
-            self.tally.schedule.record(self.now_ns - due_ns);
-            let index = self.orders.random.below(u64::from(self.orders.users)) as u32;
-            self.with_phone(index, &mut Ops::default(), |phone, around| {
-                phone.write_message(due_ns, around);
-                Want::Nothing
-            });
+        let start_ns = self.orders.phase.start_ns.load(Ordering::Acquire);
+        while let Some(Due { at_ns, from, to }) = self.traffic.as_mut().and_then(|traffic| traffic.due(self.now_ns)) {
+            self.tally.schedule.record(self.now_ns - at_ns);
+            let (from, to) = self.somebody_there(from, to);
+            if let Some(record) = &mut self.orders.record {
+                let first = self.orders.share.first_place;
+                record.note(at_ns - start_ns, first + from, first.wrapping_add(to));
+            }
+            self.write(at_ns, from, to);
         }
     }
 
-    fn expire(&mut self, ops: &mut Ops) {
+    fn write(&mut self, due_ns: u64, from: u32, to: u32) {
+        let to = self.orders.share.abroad_peer(from).unwrap_or_else(|| user_of(&self.orders, to));
+        self.with(from, |client, around| {
+            client.write_message(to, due_ns, around);
+            Want::Nothing
+        });
+    }
+
+    /// Who is away on purpose writes nothing: his partner does.
+    fn somebody_there(&self, from: u32, to: u32) -> (u32, u32) {
+        let is_away =
+            |index: u32| self.lines.get(index as usize).is_some_and(|line| line.client.link().absent.1 > self.now_ns);
+        let partner = from ^ 1;
+        if is_away(from) && !is_away(partner) && (partner as usize) < self.lines.len() {
+            (partner, from)
+        } else {
+            (from, to)
+        }
+    }
+
+    /// One message into each open session, when that is asked for.
+    fn burst(&mut self) {
+        let asked = self.orders.phase.burst.load(Ordering::Acquire);
+        if asked == 0 {
+            return;
+        }
+        let [written, taken, done] = self.bursts;
+        if asked != written {
+            self.bursts[0] = asked;
+            for index in 0..self.lines.len() as u32 {
+                if self.lines[index as usize].client.link().is_open() {
+                    self.write(self.now_ns, index, peer(index, 1));
+                }
+            }
+        } else if asked != taken {
+            if !self.lines.iter().any(|line| line.is_sending || line.is_talkative) {
+                self.bursts[1] = asked;
+                self.orders.phase.burst_taken.fetch_add(1, Ordering::Release);
+            }
+        } else if asked != done && self.now_ns >= self.audited_at + AUDIT_EVERY_NS {
+            self.audited_at = self.now_ns;
+            if self.lines.iter().all(|line| line.client.is_settled()) && self.lost() == 0 {
+                self.bursts[2] = asked;
+                self.orders.phase.burst_done.fetch_add(1, Ordering::Release);
+            }
+        }
+    }
+
+    /// Does to users what the scenario says.
+    fn disturb(&mut self) {
+        self.end_pauses();
+        while let Some(act) = self.disturbance.as_mut().and_then(|disturbance| disturbance.due(self.now_ns)) {
+            let first = self.orders.share.first_place;
+            match act {
+                Act::Storm { jitter_ns } => {
+                    for index in 0..self.lines.len() as u32 {
+                        if disturbance::is_in_storms(&self.orders.scenario, first + index) {
+                            let until_ns = self.now_ns + self.orders.random.below(jitter_ns);
+                            self.with(index, |client, around| client.leave(until_ns, Ending::Storm, around));
+                        }
+                    }
+                }
+                Act::GoOffline { until_ns, jitter_ns } => {
+                    for index in 0..self.lines.len() as u32 {
+                        if disturbance::goes_offline(&self.orders.scenario, first + index) {
+                            let until_ns = until_ns + self.orders.random.below(jitter_ns);
+                            self.with(index, |client, around| client.leave(until_ns, Ending::InOrder, around));
+                        }
+                    }
+                }
+                Act::Churn { away_ns, in_order } => {
+                    let index = self.orders.random.below(self.lines.len() as u64) as u32;
+                    let ending = if in_order { Ending::InOrder } else { Ending::Reset };
+                    let until_ns = self.now_ns + away_ns;
+                    // Who is away already does not leave once more.
+                    if self.lines[index as usize].client.link().is_open() {
+                        self.with(index, |client, around| client.leave(until_ns, ending, around));
+                    }
+                }
+            }
+        }
+    }
+
+    fn expire(&mut self) {
         let mut due = std::mem::take(&mut self.wheel.due);
         self.wheel.advance(self.now_ns, &mut due);
         for index in due.drain(..) {
-            let line = &mut self.phones[index as usize];
-            line.wheel_at = u64::MAX;
-            self.with_phone(index, ops, Phone::tick);
+            self.lines[index as usize].wheel_at = u64::MAX;
+            self.with(index, C::tick);
         }
         self.wheel.due = due;
     }
 
-    fn send(&mut self, ops: &mut Ops) {
-        for index in self.talkative.drain(..) {
-            let line = &mut self.phones[index as usize];
+    fn send(&mut self) {
+        let mut talkative = std::mem::take(&mut self.talkative);
+        for index in talkative.drain(..) {
+            let line = &mut self.lines[index as usize];
             line.is_talkative = false;
-            if let Some(connection) = line.connection
-                && !line.is_sending
-                && !line.phone.out.is_empty()
-            {
-                line.is_sending = true;
-                let buffer = std::mem::replace(&mut line.phone.out, self.buffers.pop().unwrap_or_default());
-                self.tally.counts.bytes_out += buffer.len() as u64;
-                ops.push(Op::Send { connection, buffer });
+            let out = &mut line.client.link_mut().out;
+            if let Some(connection) = line.connection.filter(|_| !line.is_sending) {
+                let mut buffer = self.buffers.pop().unwrap_or_default();
+                match &mut line.tls {
+                    None => std::mem::swap(out, &mut buffer),
+                    Some(tls) => {
+                        if let Err(error) = tls.seal(out, &mut buffer) {
+                            self.tally.error(&format!("TLS: {error}"));
+                        }
+                    }
+                }
+                if buffer.is_empty() {
+                    self.buffers.push(buffer);
+                } else {
+                    line.is_sending = true;
+                    self.tally.counts.bytes_out += buffer.len() as u64;
+                    self.push(index, Op::Send { connection, buffer });
+                }
             }
-            // A phone with nothing to say keeps no buffer.
-            if line.phone.out.is_empty() && line.phone.out.capacity() > 0 {
-                self.buffers.push(std::mem::take(&mut line.phone.out));
+            // Who has nothing to say keeps no buffer.
+            let out = &mut self.lines[index as usize].client.link_mut().out;
+            if out.is_empty() && out.capacity() > 0 {
+                self.buffers.push(std::mem::take(out));
             }
         }
+        self.talkative = talkative;
     }
 
     fn report(&mut self) {
-        const EVERY_NS: u64 = 1_000_000_000;
-        const FLUSH_NS: u64 = 5_000_000;
+        const EVERY_NS: u64 = 1_000 * MS;
+        const FLUSH_NS: u64 = 5 * MS;
         if self.now_ns >= self.flushed_at + FLUSH_NS {
             self.flushed_at = self.now_ns;
-            self.flush_acks();
+            self.flush_files();
         }
         // Who has hung up has none open, and what is left comes back at the end.
         if self.hung_up || self.now_ns < self.reported_at + EVERY_NS {
             return;
         }
         self.reported_at = self.now_ns;
-        let open = self.phones.iter().filter(|line| line.phone.is_open()).count() as u32;
-        let was_open = self.phones.iter().filter(|line| line.phone.was_open()).count() as u32;
+        let open = self.lines.iter().filter(|line| line.client.link().is_open()).count() as u32;
+        let was_open = self.lines.iter().filter(|line| line.client.link().was_open()).count() as u32;
         self.acked += self.tally.counts.acked;
         let tally = std::mem::take(&mut self.tally);
-        let progress = Progress { worker: self.number, tally, open, was_open };
+        let progress =
+            Progress { worker: self.orders.number, tally, open, was_open, settled: self.settled, cpu_seconds: 0.0 };
         // Whoever listened may have gone first.
         let _ = self.orders.progress.send(progress);
     }
 
     /// Over when told so; or after the last message fell due, when all have their answers and receivers.
     /// What has not been sent by the end of the drain is given up, and what has been has as long again.
-    fn is_over(&mut self, ops: &mut Ops) -> bool {
+    fn is_over(&mut self) -> bool {
         if self.orders.phase.stop.load(Ordering::Relaxed) {
             return true;
         }
         let start_ns = self.orders.phase.start_ns.load(Ordering::Acquire);
-        let end_ns = start_ns + self.orders.duration_ns;
+        let end_ns = start_ns + self.orders.scenario.duration().ns();
         if start_ns == 0 || self.now_ns < end_ns {
             return false;
         }
@@ -388,128 +679,108 @@ impl Worker {
             self.ended = true;
             self.tally.counts.acked_in_time = self.acked + self.tally.counts.acked;
         }
-        if self.now_ns >= end_ns + self.orders.drain_ns && !self.gave_up {
+        let drain_ns = self.orders.scenario.traffic.drain.ns();
+        if self.now_ns >= end_ns + drain_ns && !self.gave_up {
             self.gave_up = true;
-            for index in 0..self.phones.len() as u32 {
-                self.with_phone(index, ops, Phone::give_up_unsent);
+            for index in 0..self.lines.len() as u32 {
+                self.with(index, |client, around| {
+                    client.give_up_unsent(around);
+                    Want::Nothing
+                });
             }
         }
-        self.now_ns >= end_ns + self.orders.drain_ns + SETTLE_NS.max(self.orders.drain_ns) || self.nothing_left()
-    }
-
-    fn nothing_left(&self) -> bool {
-        self.phones.iter().all(|line| line.phone.is_settled()) && {
-            let mut tally = crate::tally::Counts::default();
-            self.audit(&mut tally);
-            tally.lost == 0
+        if self.now_ns >= end_ns + drain_ns + SETTLE_NS.max(drain_ns) {
+            return true;
         }
-    }
-
-    fn audit(&self, counts: &mut crate::tally::Counts) {
-        for pair in self.phones.chunks_exact(2) {
-            audit(&pair[0].phone, &pair[1].phone, counts);
-            audit(&pair[1].phone, &pair[0].phone, counts);
+        if self.now_ns < self.audited_at + AUDIT_EVERY_NS {
+            return false;
         }
+        self.audited_at = self.now_ns;
+        let all_back = self.lines.iter().all(|line| line.client.link().absent.1 <= self.now_ns);
+        let settled = all_back && self.lines.iter().all(|line| line.client.is_settled()) && self.lost() == 0;
+        // Others may still have something for those who are done here.
+        self.settled = settled;
+        settled && !self.orders.phase.hold.load(Ordering::Relaxed)
     }
 
-    fn hang_up(&mut self, ops: &mut Ops) {
-        self.hung_up = true;
-        // Counted before the phones forget what they wait for.
-        let mut counts = self.tally.counts;
+    fn lost(&self) -> u64 {
+        let mut counts = Counts::default();
         self.audit(&mut counts);
-        self.tally.counts = counts;
-        for index in 0..self.phones.len() as u32 {
-            self.with_phone(index, ops, Phone::hang_up);
-        }
-        self.send(ops);
+        counts.lost
     }
 
-    fn flush_acks(&mut self) {
+    /// Holds all books against each other; accounts with users who are not here come back.
+    fn audit(&self, counts: &mut Counts) -> Vec<Account> {
+        let mut open: HashMap<(UserId, UserId), Account> = HashMap::new();
+        for account in self.lines.iter().flat_map(|line| line.client.accounts()) {
+            match open.remove(&(account.peer, account.user)) {
+                Some(other) => audit(&account, &other, counts),
+                None => {
+                    open.insert((account.user, account.peer), account);
+                }
+            }
+        }
+        let (alone, abroad): (Vec<_>, Vec<_>) = open.into_values().partition(|account| self.is_here(account.peer));
+        for account in alone {
+            // The other has not even heard of it.
+            audit(&account, &account.unheard_of(), counts);
+        }
+        abroad
+    }
+
+    fn is_here(&self, user: UserId) -> bool {
+        let (orders, users) = (&self.orders, self.orders.share.users);
+        if orders.tokens.owner(0).is_some() {
+            return (0..users).any(|index| user_of(orders, index) == user);
+        }
+        (user_of(orders, 0).0..user_of(orders, 0).0 + u64::from(users)).contains(&user.0)
+    }
+
+    fn hang_up(&mut self) {
+        self.hung_up = true;
+        if !self.ended {
+            self.tally.counts.acked_in_time = self.acked + self.tally.counts.acked;
+        }
+        // Counted before they forget what they wait for.
+        let mut counts = self.tally.counts;
+        self.abroad = self.audit(&mut counts);
+        self.tally.counts = counts;
+        for index in 0..self.lines.len() as u32 {
+            self.with(index, |client, around| {
+                client.tell_unknown(around);
+                Want::Nothing
+            });
+        }
+        for index in 0..self.lines.len() as u32 {
+            self.with(index, C::hang_up);
+        }
+        self.send();
+    }
+
+    fn flush_files(&mut self) {
         if let Some(acks) = &mut self.orders.acks
             && let Err(error) = acks.flush()
         {
             self.tally.error(&format!("the file of acknowledged messages cannot be written: {error}"));
         }
-    }
-
-    fn finish(mut self) -> Tally {
-        self.flush_acks();
-        self.tally
-    }
-}
-
-/// On loopback every 10,000 connections come from an address of their own.
-fn source(server: SocketAddr, index: u32) -> Option<SocketAddr> {
-    let IpAddr::V4(address) = server.ip() else { return None };
-    let number = index / CONNECTIONS_PER_SOURCE;
-    let source = Ipv4Addr::new(127, 0, 1 + (number >> 8) as u8, 1 + (number & 0xff) as u8);
-    address.is_loopback().then_some(SocketAddr::new(source.into(), 0))
-}
-
-/// Deadlines to a few milliseconds. A phone may be in it more than once; looking too often does no harm.
-struct Wheel {
-    slots: Vec<Vec<u32>>,
-    /// The slot that is looked at next, counted from the beginning of the run.
-    next: u64,
-    due: Vec<u32>,
-}
-
-impl Wheel {
-    const SLOT_NS: u64 = 8_000_000;
-    const SLOTS: u64 = 8_192;
-
-    fn new() -> Self {
-        Self { slots: vec![Vec::new(); Self::SLOTS as usize], next: 0, due: Vec::new() }
-    }
-
-    fn next_at(&self) -> u64 {
-        self.next * Self::SLOT_NS
-    }
-
-    fn add(&mut self, index: u32, at_ns: u64) {
-        if at_ns == u64::MAX {
-            return;
-        }
-        // What lies beyond the wheel is looked at when the wheel comes round, and put further then.
-        let slot = at_ns.div_ceil(Self::SLOT_NS).clamp(self.next, self.next + Self::SLOTS - 1);
-        self.slots[(slot % Self::SLOTS) as usize].push(index);
-    }
-
-    fn advance(&mut self, now_ns: u64, due: &mut Vec<u32>) {
-        while self.next_at() <= now_ns {
-            due.append(&mut self.slots[(self.next % Self::SLOTS) as usize]);
-            self.next += 1;
+        if let Some(record) = &mut self.orders.record
+            && let Err(error) = record.flush()
+        {
+            self.tally.error(&format!("the record cannot be written: {error}"));
         }
     }
+
+    fn finish(mut self) -> Ended {
+        self.flush_files();
+        Ended { tally: self.tally, abroad: self.abroad }
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_wheel_gives_each_back_in_its_time_and_the_distant_ones_early() {
-        let mut wheel = Wheel::new();
-        wheel.add(1, 0);
-        wheel.add(2, 100_000_000);
-        wheel.add(3, u64::MAX - 1);
-        wheel.add(4, u64::MAX);
-        let mut due = Vec::new();
-        wheel.advance(0, &mut due);
-        assert_eq!(due, [1]);
-        wheel.advance(99_000_000, &mut due);
-        assert_eq!(due, [1]);
-        wheel.advance(104_000_000, &mut due);
-        assert_eq!(due, [1, 2]);
-        wheel.advance(Wheel::SLOTS * Wheel::SLOT_NS, &mut due);
-        assert_eq!(due, [1, 2, 3]);
-    }
-
-    #[test]
-    fn loopback_connections_come_from_many_addresses() {
-        let server = "127.0.0.1:8800".parse().unwrap();
-        let text = |index| source(server, index).unwrap().to_string();
-        assert_eq!((text(9_999), text(10_000)), ("127.0.1.1:0".to_owned(), "127.0.1.2:0".to_owned()));
-        assert_eq!(source("192.0.2.1:80".parse().unwrap(), 1), None);
+/// The user at a place among a thread's, or beside them.
+fn user_of(orders: &Orders, index: u32) -> UserId {
+    let place = orders.share.first_place.wrapping_add(index);
+    match orders.tokens.owner(place) {
+        Some((user, _)) => user,
+        None => UserId(orders.scenario.sessions.first_user + u64::from(place)),
     }
 }

@@ -20,9 +20,9 @@ fn understood(say: impl FnOnce(&mut Vec<u8>)) -> String {
 
 #[test]
 fn the_server_understands_what_a_phone_says() {
-    let open = understood(|out| frames::open(out, 1, Some(CHANGE)));
+    let open = understood(|out| frames::open(out, 1, Some(CHANGE), 30));
     let expected =
-        Open { token: None, ticket: None, device: Some(DeviceId(1)), changes_after: Some(CHANGE), window: None };
+        Open { token: None, ticket: None, device: Some(DeviceId(1)), changes_after: Some(CHANGE), window: Some(30) };
     assert_eq!(decode_client(&open, 1_000).unwrap(), ClientFrame::Open(expected));
     let send = understood(|out| frames::send(out, ID, CONVERSATION, "hello"));
     let expected = Send {

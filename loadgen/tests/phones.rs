@@ -3,8 +3,11 @@
 use std::collections::HashMap;
 
 use loadgen::body::Stamp;
+use loadgen::client::{Account, Around, Client as _, Habits, Part, Want, audit};
+use loadgen::credentials::{Credentials, Tokens};
+use loadgen::drivers::ringway::{Phone, REPEAT_EVERY};
 use loadgen::key::TokenKey;
-use loadgen::phone::{Around, Habits, Phone, Want, audit};
+use loadgen::link::Ending;
 use loadgen::random::Random;
 use loadgen::tally::Tally;
 use wire::http::{HttpLimits, Progress, RequestReader};
@@ -41,7 +44,9 @@ struct World {
     n: [u64; 2],
     now_ns: u64,
     habits: Habits,
-    key: TokenKey,
+    tokens: Tokens,
+    part: Part,
+    repeat_in: u32,
     random: Random,
     tally: Tally,
     body: String,
@@ -55,6 +60,8 @@ impl World {
             run: 7,
             payload_bytes: 64,
             in_flight_max: 4,
+            send_within_ns: 100 * MS,
+            conversations: 1,
             mark_ns: 1_000 * MS,
             backoff_ns: 100 * MS,
             backoff_ns_max: 1_000 * MS,
@@ -62,7 +69,7 @@ impl World {
             unix_ms: 1_700_000_000_000,
         };
         let mut world = Self {
-            phones: [Phone::new(UserId(1), UserId(2), 0), Phone::new(UserId(2), UserId(1), 0)],
+            phones: [Phone::new(UserId(1), 0), Phone::new(UserId(2), 0)],
             inbound: [Vec::new(), Vec::new()],
             readers: [None, None],
             log: Vec::new(),
@@ -73,7 +80,11 @@ impl World {
             n: [0, 0],
             now_ns: 0,
             habits,
-            key: TokenKey::of_secret(b"any secret", "dev", "issuer", "audience"),
+            tokens: Credentials::from(TokenKey::of_secret(b"any secret", "dev", "issuer", "audience"))
+                .mint(1, 2)
+                .unwrap(),
+            part: Part::Untouched,
+            repeat_in: REPEAT_EVERY,
             random: Random::new(1, 1),
             tally: Tally::default(),
             body: String::new(),
@@ -86,7 +97,11 @@ impl World {
         let mut around = Around {
             now_ns: self.now_ns,
             habits: &self.habits,
-            key: &self.key,
+            tokens: &self.tokens,
+            place: who as u32,
+            part: self.part,
+            disturbed: true,
+            repeat_in: &mut self.repeat_in,
             random: &mut self.random,
             tally: &mut self.tally,
             acks: None,
@@ -98,7 +113,7 @@ impl World {
     fn write(&mut self, who: usize) {
         let due_ns = self.now_ns;
         self.with(who, |phone, around| {
-            phone.write_message(due_ns, around);
+            phone.write_message(UserId(2 - who as u64), due_ns, around);
             Want::Nothing
         });
     }
@@ -119,10 +134,7 @@ impl World {
             for who in 0..2 {
                 match self.with(who, Phone::tick) {
                     Want::Connect => {
-                        self.with(who, |phone, around| {
-                            phone.connected(around);
-                            Want::Nothing
-                        });
+                        self.with(who, Phone::connected);
                     }
                     Want::Cut => self.cut(who),
                     Want::Nothing => {}
@@ -143,7 +155,7 @@ impl World {
     }
 
     fn serve(&mut self, who: usize) {
-        let mut bytes = std::mem::take(&mut self.phones[who].out);
+        let mut bytes = std::mem::take(&mut self.phones[who].link_mut().out);
         if bytes.is_empty() {
             return;
         }
@@ -239,10 +251,21 @@ impl World {
 
     /// Lost, doubled, reordered, unanswered; none of which may be.
     fn harm(&mut self) -> [u64; 4] {
-        let mut counts = self.tally.counts;
-        audit(&self.phones[0], &self.phones[1], &mut counts);
-        audit(&self.phones[1], &self.phones[0], &mut counts);
-        [counts.lost, counts.doubled, counts.reordered, counts.unanswered]
+        let before = self.tally.counts;
+        for who in 0..2 {
+            self.with(who, |phone, around| {
+                phone.tell_unknown(around);
+                Want::Nothing
+            });
+        }
+        let mut counts = std::mem::replace(&mut self.tally.counts, before);
+        let account = |who: usize| self.phones[who].accounts().pop();
+        match (account(0), account(1)) {
+            (Some(one), Some(other)) => audit(&one, &other, &mut counts),
+            (Some(one), None) | (None, Some(one)) => audit(&one, &Account::unheard_of(&one), &mut counts),
+            (None, None) => {}
+        }
+        [counts.lost, counts.doubled, counts.reordered, counts.unanswered + counts.repeats_unanswered]
     }
 }
 
@@ -266,12 +289,12 @@ fn a_server_that_stalls_shows_in_the_tail() {
     let mut held = Vec::new();
     for step in 0..1_000 {
         world.write(0);
-        held.append(&mut world.phones[0].out);
+        held.append(&mut world.phones[0].link_mut().out);
         if (500..700).contains(&step) {
             // The other end stands still: nothing of what was said is heard.
             world.now_ns += MS;
         } else {
-            std::mem::swap(&mut held, &mut world.phones[0].out);
+            std::mem::swap(&mut held, &mut world.phones[0].link_mut().out);
             world.pass(1);
         }
     }
@@ -377,11 +400,111 @@ fn what_was_never_sent_can_be_given_up() {
     for _ in 0..10 {
         world.write(0);
     }
-    world.with(0, Phone::give_up_unsent);
+    world.with(0, |phone, around| {
+        phone.give_up_unsent(around);
+        Want::Nothing
+    });
     world.mood = Mood::Stores;
     assert_eq!((world.tally.counts.unsent, world.harm()), (6, [0, 0, 0, 4]));
     world.cut(0);
     world.pass(300);
     assert_eq!(world.harm(), [0; 4]);
     assert_eq!(world.tally.counts.acked, 4);
+}
+
+/// Away on purpose is no cut, and what was due meanwhile is in no distribution but arrives.
+#[test]
+fn who_was_away_catches_up() {
+    let mut world = World::new();
+    world.write(0);
+    world.pass(5);
+    let until = world.now_ns + 200 * MS;
+    assert_eq!(world.with(1, |phone, around| phone.leave(until, Ending::Reset, around)), Want::Cut);
+    world.cut(1);
+    for _ in 0..20 {
+        world.write(0);
+        world.pass(2);
+    }
+    assert_eq!(world.tally.counts.delivered, 1);
+    world.pass(300);
+    assert_eq!(world.harm(), [0; 4]);
+    let counts = world.tally.counts;
+    assert_eq!((counts.cut, counts.ended_on_purpose, counts.reopened), (0, 1, 1), "{counts:?}");
+    assert_eq!((counts.delivered, counts.delivered_on_return, world.tally.delivery.count()), (21, 20, 1));
+    assert_eq!((world.tally.catch_up.count(), world.tally.resume.count()), (1, 0));
+}
+
+#[test]
+fn a_storm_counts_from_the_cut_until_the_session_is_open_again() {
+    let mut world = World::new();
+    world.write(0);
+    world.pass(5);
+    let until = world.now_ns + 150 * MS;
+    world.with(1, |phone, around| phone.leave(until, Ending::Storm, around));
+    world.cut(1);
+    world.pass(300);
+    assert_eq!((world.tally.resume.count(), world.tally.counts.ended_on_purpose), (1, 1));
+    assert!((150.0..160.0).contains(&world.tally.resume.quantile_ms(1.0)));
+    // One that nobody planned counts as well, back-off and all.
+    world.cut(1);
+    world.pass(300);
+    assert_eq!((world.tally.resume.count(), world.tally.counts.cut), (2, 1));
+}
+
+#[test]
+fn one_message_in_a_hundred_is_repeated_and_must_keep_its_seq() {
+    let mut world = World::new();
+    world.habits.resend = true;
+    for _ in 0..2 * REPEAT_EVERY {
+        world.write(0);
+        world.pass(1);
+    }
+    assert_eq!(world.harm(), [0; 4]);
+    let counts = world.tally.counts;
+    assert_eq!((counts.repeats_sent, counts.repeats_kept, counts.acked), (2, 2, u64::from(2 * REPEAT_EVERY)));
+}
+
+/// A repetition that a cut swallows is sent again; one that nobody answers is not known to be kept.
+#[test]
+fn a_repetition_outlives_a_cut_and_needs_an_answer() {
+    let mut world = World::new();
+    world.habits.resend = true;
+    world.repeat_in = 1;
+    world.write(0);
+    world.pass(1);
+    world.cut(0);
+    world.pass(300);
+    assert_eq!((world.tally.counts.repeats_kept, world.harm()), (1, [0; 4]));
+    world.repeat_in = 1;
+    world.write(0);
+    world.serve(0);
+    world.mood = Mood::Mute;
+    world.pass(100);
+    assert_eq!((world.tally.counts.repeats_kept, world.harm()), (1, [0, 0, 0, 1]));
+}
+
+#[test]
+fn a_repetition_with_another_seq_is_counted_as_doubled() {
+    let mut world = World::new();
+    world.habits.resend = true;
+    world.repeat_in = 1;
+    world.write(0);
+    world.serve(0);
+    world.by_id.clear();
+    world.pass(100);
+    assert!(world.harm()[1] > 0);
+}
+
+#[test]
+fn what_leaves_late_is_counted_apart() {
+    let mut world = World::new();
+    world.mood = Mood::Mute;
+    for _ in 0..6 {
+        world.write(0);
+    }
+    world.pass(200);
+    world.mood = Mood::Stores;
+    world.cut(0);
+    world.pass(300);
+    assert_eq!((world.tally.counts.late, world.harm()), (2, [0; 4]));
 }

@@ -101,6 +101,21 @@ impl KernelRing {
         self.listeners.stop(listener, &mut self.queue, &mut self.counters);
     }
 
+    /// Rings another ring's doorbell whenever something happens here. So a thread sleeps in one ring and serves several,
+    /// whose tables together hold more connections than the process may have descriptors.
+    ///
+    /// This ring must have a doorbell of its own.
+    pub fn announce_at(&mut self, doorbell: &Doorbell) -> Result<(), RingError> {
+        let announced = self.queue.announce(doorbell.descriptor());
+        announced.map_err(|source| RingError::System { doing: "registering an eventfd for completions", source })
+    }
+
+    /// Whether [`Self::wait`] has something to do that it would not have to wait for. Costs no system call, and may say
+    /// no for up to 100 ms where only a quiet connection is to be made cheap again.
+    pub fn has_work(&mut self) -> bool {
+        !(self.early.is_empty() && self.arming.is_empty() && self.readable.is_empty()) || self.queue.has_work()
+    }
+
     /// The doorbell that wakes this ring.
     pub fn doorbell(&self) -> &Doorbell {
         &self.doorbell

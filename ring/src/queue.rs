@@ -169,6 +169,20 @@ impl Queue {
         self.taken.pop_front()
     }
 
+    /// Whether the kernel has something to be taken, or waits to be told something. Costs no system call.
+    pub(crate) fn has_work(&mut self) -> bool {
+        if !self.taken.is_empty() || !self.ring.completion().is_empty() {
+            return true;
+        }
+        let submission = self.ring.submission();
+        !submission.is_empty() || submission.taskrun() || submission.cq_overflow()
+    }
+
+    /// Has the kernel count up an eventfd whenever a completion is there, or can be brought out.
+    pub(crate) fn announce(&self, event: RawFd) -> io::Result<()> {
+        self.ring.submitter().register_eventfd(event)
+    }
+
     /// Whether there is one: a full submission queue may have brought it in passing.
     pub(crate) fn has_next(&self) -> bool {
         !self.taken.is_empty()

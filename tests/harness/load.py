@@ -48,10 +48,13 @@ class Loadgen:
 
 
 def verify(server, acks):
-    """`ringway-loadgen verify`: everything in the file is on the server. Returns what it said."""
+    """`ringway-loadgen verify`: everything acknowledged in the file is on the server. Returns what it said.
+
+    What a killed server had not answered yet is unknown (exit code 4), and no loss.
+    """
     command = [places.binary("ringway-loadgen"), "verify", "--acks", acks, "--url", server.url, "--data", server.data]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode in (0, 4), done.stdout + done.stderr
     return done.stdout
 
 

@@ -11,6 +11,7 @@ use crate::report::live::Live;
 use crate::report::process;
 use crate::report::scrape::{Metrics, Sample, Scraper};
 use crate::result::{Brief, Generator, RunResult, Second, Server, SessionMemory};
+use crate::target::Target;
 
 /// The server's metrics that are kept by the second: how much it holds, and how far behind it is.
 const KEPT: [&str; 6] = [
@@ -292,7 +293,7 @@ impl Recorder {
             kernel_slabs,
             server_bytes_per_session: grown(full.server, self.empty.server),
             generator_bytes_per_session: grown(full.generator, self.empty.generator),
-            both_ends: crate::run::resolve(&self.url).is_ok_and(|(_, address)| address.ip().is_loopback()),
+            both_ends: Target::of_url(&self.url, None, "/").is_ok_and(|target| target.address.ip().is_loopback()),
         })
     }
 }
