@@ -61,6 +61,8 @@ struct Part {
 pub struct Crowd {
     parts: Vec<Part>,
     lines: Vec<Option<Connection>>,
+    /// Whose last send the kernel has not taken yet.
+    sending: Vec<bool>,
     pub outbox: Outbox,
     /// Sends that the kernel has not taken yet.
     unsent: u32,
@@ -114,6 +116,7 @@ impl Crowd {
         Ok(Self {
             parts: (0..rings).map(part).collect::<Result<_, _>>()?,
             lines: vec![None; count as usize],
+            sending: vec![false; count as usize],
             outbox: Outbox::default(),
             unsent: 0,
             connecting: 0,
@@ -164,11 +167,17 @@ impl Crowd {
         patience: Duration,
         mut react: impl FnMut(u32, News<'_>, &mut Outbox) -> Result<(), Trouble>,
     ) -> Result<usize, Trouble> {
-        for (who, buffer) in self.outbox.due.drain(..) {
+        // A ring takes one send of a connection at a time.
+        for (who, buffer) in std::mem::take(&mut self.outbox.due) {
             let part = &mut self.parts[(who / PER_RING) as usize];
-            if let Some(connection) = self.lines[who as usize] {
-                part.ops.push(Op::Send { connection, buffer });
-                self.unsent += 1;
+            match self.lines[who as usize] {
+                Some(_) if self.sending[who as usize] => self.outbox.due.push((who, buffer)),
+                Some(connection) => {
+                    part.ops.push(Op::Send { connection, buffer });
+                    self.sending[who as usize] = true;
+                    self.unsent += 1;
+                }
+                None => {}
             }
         }
         let alone = self.parts.len() == 1;
@@ -191,8 +200,9 @@ impl Crowd {
                     Event::Received { connection, range } => {
                         react(owner(connection), News::Heard(part.events.data_mut(range)), &mut self.outbox)?;
                     }
-                    Event::Sent { mut buffer, .. } => {
+                    Event::Sent { connection, mut buffer } => {
                         self.unsent -= 1;
+                        self.sending[owner(connection) as usize] = false;
                         buffer.clear();
                         self.outbox.spare.push(buffer);
                     }
@@ -201,6 +211,7 @@ impl Crowd {
                         self.unsent -= u32::from(buffer.is_some());
                         let who = owner(connection);
                         self.lines[who as usize] = None;
+                        self.sending[who as usize] = false;
                         self.connected -= 1;
                         react(who, News::Closed, &mut self.outbox)?;
                     }

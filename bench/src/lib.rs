@@ -4,6 +4,7 @@
 //! Results go to `bench/results/`, with the commit, the machine and the kernel.
 
 pub mod beating;
+pub mod budgets;
 pub mod client;
 pub mod contest;
 pub mod cpu;

@@ -71,6 +71,8 @@ enum What {
     Opened(bench::opened::Orders),
     /// Processor time per answered beat of idle sessions, against a raw probe.
     Beats(bench::beating::Orders),
+    /// Instruction counts, held against the recorded ones.
+    Budgets(bench::budgets::Orders),
     #[command(hide = true)]
     ProbeRaw(bench::raw::server::Orders),
     #[command(hide = true)]
@@ -105,6 +107,7 @@ fn main() -> ExitCode {
         What::Routed(orders) => bench::routed::run(&orders),
         What::Opened(orders) => bench::opened::run(&orders),
         What::Beats(orders) => bench::beating::run(&orders),
+        What::Budgets(orders) => bench::budgets::run(&orders),
         What::ProbeRaw(orders) => bench::raw::server::serve(&orders),
         What::ProbeEpoll { listen } => bench::raw::epoll::serve(listen),
         What::ProbeFanout { listen, connections } => bench::raw::fanout::serve(listen, connections),

@@ -26,7 +26,9 @@ pub(super) fn websocket(only: &[String]) -> Peers {
 
 /// Servers that keep messages.
 pub(super) fn durable(only: &[String]) -> Peers {
-    install(&[("NATS JetStream", nats)], only)
+    let mut peers = install(&[("NATS JetStream", nats)], only);
+    peers.absent.push(("ejabberd", "it is spoken to over XMPP, which this program does not speak".to_owned()));
+    peers
 }
 
 fn install(all: &[(&'static str, Install)], only: &[String]) -> Peers {
