@@ -1,0 +1,4 @@
+//! One shard's rules, seen from outside.
+
+mod hostile;
+mod world;
