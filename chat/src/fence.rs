@@ -1,19 +1,20 @@
 //! Keeps one sender's order across a failure (P5).
 //!
-//! A session numbers its failures per conversation. When a hop refuses a send retryably it remembers
-//! the number that the send carried; whatever arrives behind it with a number not above that one was
-//! sent before the client knew, and is answered `retry`. A send with a higher number comes from a
-//! client that knows, and clears the memory. Sends in flight are bounded, so the table is.
+//! A session counts the failures in a conversation, apart for each owner on the way. When an owner refuses a
+//! send retryably it remembers the count of its own failures that the send carried; whatever arrives behind it
+//! with a count not above that one was sent before the client knew, and is answered `retry`. A send with a
+//! higher count comes from a client that knows, and clears the memory. Sends in flight are bounded, so the
+//! table is.
 
 use std::collections::{HashMap, VecDeque};
 
 use crate::SeededState;
 use wire::ids::ConversationId;
-use wire::mail::{SendMail, SessionAddress};
+use wire::mail::SessionAddress;
 
 type Key = (SessionAddress, ConversationId);
 
-/// The failures that one hop remembers.
+/// The failures that one owner remembers.
 #[derive(Debug)]
 pub struct Fences {
     /// The number that failed, and which entry of `order` stands for it.
@@ -29,20 +30,18 @@ impl Fences {
         Self { failed: HashMap::with_hasher(state), order: VecDeque::new(), stamp: 0, max }
     }
 
-    /// Whether `send` follows a failure that its sender did not know of.
-    pub fn blocks(&mut self, send: &SendMail) -> bool {
+    /// The failure that a send follows without knowing of it; `fence` is how many of this owner's it knows.
+    pub fn blocks(&mut self, session: SessionAddress, conversation: ConversationId, fence: u32) -> Option<u32> {
         if self.failed.is_empty() {
-            return false;
+            return None;
         }
-        let key = (send.request.session, send.conversation);
-        match self.failed.get(&key) {
-            Some(&(failed, _)) if send.fence <= failed => true,
-            Some(_) => {
-                self.failed.remove(&key);
-                false
-            }
-            None => false,
+        let key = (session, conversation);
+        let failed = self.failed.get(&key)?.0;
+        if fence <= failed {
+            return Some(failed);
         }
+        self.failed.remove(&key);
+        None
     }
 
     /// `send` was refused and its sender will be told to try again.
@@ -68,36 +67,20 @@ impl Fences {
 
 #[cfg(test)]
 mod tests {
-    use wire::ids::{ClientMessageId, DeviceId, UserId};
-    use wire::mail::Request;
-    use wire::protocol::Kind;
+    use wire::ids::UserId;
 
     use super::*;
 
-    fn send(index: u32, fence: u32) -> SendMail {
-        let session = SessionAddress { shard: 0, index, generation: 1 };
-        SendMail {
-            request: Request { session, user: UserId(1), device: DeviceId(1), number: 1 },
-            fence,
-            conversation: ConversationId::direct(UserId(1), UserId(2)),
-            id: ClientMessageId([0; 16]),
-            kind: Kind::Text,
-            reply_to: 0,
-            target_seq: 0,
-        }
-    }
-
     #[test]
     fn a_new_failure_outlives_the_place_in_line_of_the_old_one() {
+        let conversation = ConversationId::direct(UserId(1), UserId(2));
+        let session = |index| SessionAddress { shard: 0, index, generation: 1 };
         let mut fences = Fences::new(2, SeededState::new(1));
-        let fail = |fences: &mut Fences, index, fence| {
-            let send = send(index, fence);
-            fences.failed(send.request.session, send.conversation, fence);
-        };
-        fail(&mut fences, 1, 0);
-        assert!(!fences.blocks(&send(1, 1)), "a sender that knows passes");
-        fail(&mut fences, 1, 1);
-        fail(&mut fences, 2, 0);
-        assert!(fences.blocks(&send(1, 1)) && fences.blocks(&send(2, 0)));
+        fences.failed(session(1), conversation, 0);
+        assert_eq!(fences.blocks(session(1), conversation, 1), None, "a sender that knows passes");
+        fences.failed(session(1), conversation, 1);
+        fences.failed(session(2), conversation, 0);
+        assert_eq!(fences.blocks(session(1), conversation, 1), Some(1));
+        assert_eq!(fences.blocks(session(2), conversation, 0), Some(0));
     }
 }

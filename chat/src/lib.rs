@@ -12,17 +12,21 @@ mod devices;
 mod effects;
 mod fence;
 mod gather;
+mod held_back;
 mod limits;
+mod members;
 mod overlay;
 mod owner;
 mod planted;
 mod reading;
+mod receipts;
 mod record;
 mod sending;
 mod sessions;
 mod shard;
 mod tail;
 mod users;
+mod waiting;
 pub mod wheel;
 
 pub use effects::{ClientKey, Effects, Now};
@@ -95,4 +99,5 @@ counters! {
     too_slow "Sessions closed because too much was waiting for them.",
     bad_cursor "Marks and cursors outside their conversation.",
     sends_held_back "Sends answered `retry` behind a failed one.",
+    marks_put_off "Marks given by beats that were refused, and go with a later beat.",
 }

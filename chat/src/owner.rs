@@ -4,13 +4,13 @@
 //! A command runs at once if its conversation is here and nothing waits in front of it; else it is
 //! parked, in order, until the read that it waits for is answered.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use shard_router::{SLOTS, slot_of_conversation};
 use slab::Slab;
 use storage_seam::{Epoch, Lsn, ReadError, Rows, Slot, Space, StorageRequest, StoreFacts, Ticket, ViewRead};
-use wire::ids::{ConversationId, UserId};
-use wire::mail::{self, Address, Letter, Mail, Request, SendMail, SessionAddress};
+use wire::ids::{ConversationId, DeviceId, UserId};
+use wire::mail::{self, Address, Fence, Hop, Letter, Mail, Request, SendMail, SessionAddress};
 use wire::protocol::ErrorCode;
 
 use crate::conversation::{Conversation, Proposed};
@@ -18,11 +18,13 @@ use crate::dedup::{self, Used, Window};
 use crate::effects::{Effects, Now};
 use crate::fence::Fences;
 use crate::limits::Limits;
+use crate::members::NewMembers;
 use crate::overlay::{Overlay, RowPlace};
 use crate::planted::{Planted, planted};
 use crate::reading::Reading;
 use crate::record::Record;
 use crate::sending::{LookedUp, Proposal, Staging};
+use crate::waiting::WaitingReads;
 use crate::{Counters, SeededState};
 
 /// Whether a slot's commands may run.
@@ -120,6 +122,9 @@ pub(crate) struct Owner {
     pub conversations: usize,
     pub parked_bytes: usize,
     pub pulls: u32,
+    /// Reads of what is not there yet.
+    pub waiting: WaitingReads,
+    pub members: NewMembers,
     /// Recovered records not yet applied; `None` before all have been delivered.
     pub replays: usize,
     pub all_recovered: bool,
@@ -145,9 +150,16 @@ pub(crate) fn refuse<E: Effects>(
         id: send.map(|send| send.id),
         code,
         after_ms,
-        fence: send.map_or(0, |send| send.fence),
+        by: Hop::Conversation,
+        fence: send.map_or(Fence::default(), |send| send.fence),
     };
     fx.post(&Letter { to: Address::User(request.user), mail: refused, payload: &[] });
+}
+
+/// Answers a send that follows a failure of that number without knowing of it.
+fn refuse_behind<E: Effects>(fx: &mut E, send: &SendMail, failed: u32) {
+    let known = SendMail { fence: Fence { conversation: failed, ..send.fence }, ..*send };
+    refuse(fx, send.request, Some(send.conversation), Some(&known), ErrorCode::Retry, 0);
 }
 
 /// The request in a letter to a conversation's owner, with its conversation.
@@ -180,6 +192,8 @@ impl Owner {
             conversations: 0,
             parked_bytes: 0,
             pulls: 0,
+            waiting: WaitingReads::new(state),
+            members: NewMembers::default(),
             replays: 0,
             all_recovered: false,
             serving: false,
@@ -204,9 +218,9 @@ impl Owner {
             return self.refuse_letter(letter, code, after_ms, fx);
         }
         if let Mail::Send(send) = &letter.mail
-            && self.fences.blocks(send)
+            && let Some(failed) = self.fences.blocks(send.request.session, id, send.fence.conversation)
         {
-            return refuse(fx, send.request, Some(id), Some(send), ErrorCode::Retry, 0);
+            return refuse_behind(fx, send, failed);
         }
         if matches!(id, ConversationId::Group(_)) {
             return self.refuse_letter(letter, ErrorCode::NotFound, 0, fx);
@@ -241,21 +255,28 @@ impl Owner {
         if let Some(send) = send
             && code.retryable()
         {
-            self.fences.failed(request.session, id, send.fence);
+            self.fences.failed(request.session, id, send.fence.conversation);
         }
         refuse(fx, request, Some(id), send, code, after_ms);
     }
 
-    /// A send failed when its turn came: those of the same sender that wait behind it are held back too.
-    pub(crate) fn hold_back(&mut self, session: SessionAddress, id: ConversationId, fence: u32) {
-        self.fences.failed(session, id, fence);
-        let Some(entry) = self.loaded(id) else { return };
-        for parked in &mut entry.parked {
-            if matches!(parked.what, Waiting::Replay(_)) {
-                continue;
-            }
-            if let Mail::Send(send) = own_letter(&parked.bytes).mail {
-                parked.held_back |= send.request.session == session && send.fence <= fence;
+    /// Sends failed when their turn came: those of the same senders that wait behind them are held back too.
+    /// All failures of one moment come together, so that what waits is looked through once.
+    pub(crate) fn hold_back(&mut self, id: ConversationId, failed: impl IntoIterator<Item = (Request, Fence)>) {
+        let mut fences: BTreeMap<SessionAddress, u32> = BTreeMap::new();
+        // A request over REST is a session of its own: nothing comes behind it.
+        for (request, fence) in failed.into_iter().filter(|(request, _)| request.device != DeviceId(0)) {
+            self.fences.failed(request.session, id, fence.conversation);
+            let highest = fences.entry(request.session).or_default();
+            *highest = fence.conversation.max(*highest);
+        }
+        let Some(entry) = self.loaded(id).filter(|_| !fences.is_empty()) else { return };
+        for parked in entry.parked.iter_mut().filter(|parked| !matches!(parked.what, Waiting::Replay(_))) {
+            if let Mail::Send(send) = own_letter(&parked.bytes).mail
+                && let Some(&fence) = fences.get(&send.request.session)
+                && send.fence.conversation <= fence
+            {
+                parked.held_back = true;
             }
         }
     }
@@ -315,7 +336,7 @@ impl Owner {
             }
             Mail::Pull { request, conversation, ascending, from, limit, min_seq } => {
                 let pull = crate::reading::Pull { request, conversation, ascending, from, limit, min_seq };
-                self.pull(&pull, fx);
+                self.pull(now, &pull, fx);
             }
             Mail::Summarise { request, conversation } => self.summarise(request, conversation, fx),
             Mail::Signalling { request, conversation, name_bytes } => {
@@ -349,7 +370,10 @@ impl Owner {
             let Parked { what, held_back, bytes } = entry.parked.pop_front().expect("seen in front");
             self.parked_bytes -= bytes.len();
             if held_back {
-                self.refuse_letter(&own_letter(&bytes), ErrorCode::Retry, 0, fx);
+                // The failure itself was remembered when it happened.
+                if let Mail::Send(send) = &own_letter(&bytes).mail {
+                    refuse_behind(fx, send, send.fence.conversation);
+                }
                 continue;
             }
             match what {
@@ -465,7 +489,7 @@ impl Owner {
                 if let Mail::Send(send) = &letter.mail
                     && code.retryable()
                 {
-                    self.hold_back(send.request.session, id, send.fence);
+                    self.hold_back(id, [(send.request, send.fence)]);
                 }
                 self.refuse_letter(&letter, code, 1_000, fx);
             }
@@ -556,6 +580,7 @@ impl Owner {
     pub(crate) fn checkpoint_done(&mut self, checkpoint: u64) {
         self.overlay.done(checkpoint);
         self.window.done(checkpoint);
+        self.members.done(&self.overlay);
     }
 
     /// Marks a conversation as changed.

@@ -138,7 +138,7 @@ impl Owner {
     }
 
     /// Answers with a page of messages, from the overlay, the views, or both.
-    pub(crate) fn pull<E: Effects>(&mut self, pull: &Pull, fx: &mut E) {
+    pub(crate) fn pull<E: Effects>(&mut self, now: Now, pull: &Pull, fx: &mut E) {
         let id = pull.conversation;
         let bytes_max = self.limits.page_bytes_max as usize;
         let overlay = &self.overlay;
@@ -150,7 +150,7 @@ impl Owner {
             return refuse(fx, pull.request, Some(id), None, ErrorCode::NotFound, 0);
         };
         if pull.min_seq > state.head {
-            return refuse(fx, pull.request, Some(id), None, ErrorCode::Behind, 1_000);
+            return self.pull_later(now, pull, fx);
         }
         let limit = u64::from(pull.limit.clamp(1, 100));
         let (lowest, highest) = if pull.ascending {
@@ -180,6 +180,33 @@ impl Owner {
         self.pulls += 1;
         let reading = Reading::Page { pull: *pull, lowest, highest, stored_highest, recent };
         self.read_history(id, (lowest, stored_highest), pull.ascending, reading, fx);
+    }
+
+    /// What is asked for is not there yet.
+    fn pull_later<E: Effects>(&mut self, now: Now, pull: &Pull, fx: &mut E) {
+        if self.waiting.len() < self.limits.pulls_max as usize {
+            return self.waiting.add(now.monotonic_ms, pull);
+        }
+        self.counters.pulls_refused += 1;
+        Self::say_behind(pull, fx);
+    }
+
+    fn say_behind<E: Effects>(pull: &Pull, fx: &mut E) {
+        refuse(fx, pull.request, Some(pull.conversation), None, ErrorCode::Behind, 1_000);
+    }
+
+    /// A conversation has a higher head: answers who waited for it.
+    pub(crate) fn pull_what_waited<E: Effects>(&mut self, now: Now, id: ConversationId, head: u64, fx: &mut E) {
+        for pull in self.waiting.reached(id, head) {
+            self.pull(now, &pull, fx);
+        }
+    }
+
+    /// Answers who has waited for long enough.
+    pub(crate) fn give_up_waiting<E: Effects>(&mut self, now: Now, fx: &mut E) {
+        for pull in self.waiting.late(now.monotonic_ms) {
+            Self::say_behind(&pull, fx);
+        }
     }
 
     /// Reads no more than a page, from the end at which the page begins.

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use storage_seam::{AppendGroup, Outcome, Part, Space, StorageRequest};
 use wire::ids::{ChangeNumber, ClientMessageId, ConversationId, UserId};
-use wire::mail::{Address, Letter, Mail, MessageMail, Request, SendMail};
+use wire::mail::{Address, Fence, Hop, Letter, Mail, MessageMail, Request, SendMail};
 use wire::protocol::{ErrorCode, Kind};
 
 use crate::conversation::{Conversation, Proposed};
@@ -34,16 +34,16 @@ pub(crate) struct Proposal {
 /// rare, so a proposal costs no allocation.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
-    first: Option<(Request, u32)>,
-    repeats: Vec<(Request, u32)>,
+    first: Option<(Request, Fence)>,
+    repeats: Vec<(Request, Fence)>,
 }
 
 impl Waiters {
-    fn add(&mut self, waiter: (Request, u32)) {
+    fn add(&mut self, waiter: (Request, Fence)) {
         if self.first.is_none() { self.first = Some(waiter) } else { self.repeats.push(waiter) }
     }
 
-    fn all(self) -> impl Iterator<Item = (Request, u32)> {
+    fn all(self) -> impl Iterator<Item = (Request, Fence)> {
         self.first.into_iter().chain(self.repeats)
     }
 }
@@ -181,7 +181,7 @@ impl Owner {
         if over || self.is_stalled(now) {
             self.counters.pending_refused += 1;
             let code = if over { ErrorCode::Overloaded } else { ErrorCode::Unavailable };
-            self.hold_back(send.request.session, id, send.fence);
+            self.hold_back(id, [(send.request, send.fence)]);
             return refuse(fx, send.request, Some(id), Some(send), code, 1_000);
         }
         let entry = self.loaded(id).expect("loaded");
@@ -267,7 +267,7 @@ impl Owner {
         for (part, &outcome) in group.parts.iter().zip(outcomes) {
             let bytes = &group.bytes[part.bytes.start as usize..part.bytes.end as usize];
             match outcome {
-                Outcome::Committed => self.committed(part, bytes, fx),
+                Outcome::Committed => self.committed(now, part, bytes, fx),
                 Outcome::Fenced | Outcome::Conflict => {
                     self.slots[usize::from(part.slot)].as_mut().expect("owned").phase = Phase::Fenced;
                     self.counters.fenced += 1;
@@ -290,7 +290,7 @@ impl Owner {
         self.staging.spare = group;
     }
 
-    fn committed<E: Effects>(&mut self, part: &Part, bytes: &[u8], fx: &mut E) {
+    fn committed<E: Effects>(&mut self, now: Now, part: &Part, bytes: &[u8], fx: &mut E) {
         let slot = self.slots[usize::from(part.slot)].as_mut().expect("owned");
         slot.next_lsn = part.expected_lsn + u64::from(part.records);
         for (lsn, bytes) in (part.expected_lsn..).zip(prefixed(bytes)) {
@@ -300,6 +300,9 @@ impl Owner {
                 continue;
             }
             self.apply(lsn, &record, bytes, true, fx);
+            if matches!(record.class, Class::Message(_)) {
+                self.pull_what_waited(now, record.conversation, record.seq, fx);
+            }
         }
     }
 
@@ -336,26 +339,26 @@ impl Owner {
             entry.proposed = proposal.before;
             taken.push_front(proposal);
         }
-        for proposal in taken {
+        for proposal in &taken {
             let used = self.window.get(proposal.fingerprint);
             self.window.take_back(proposal.fingerprint);
             debug_assert!(used.is_some_and(|used| used.pending));
-            self.answer_waiters(id, proposal.id, proposal.waiters, code, fx);
         }
+        self.answer_waiters(id, taken.into_iter().map(|proposal| (proposal.id, proposal.waiters)), code, fx);
     }
 
     fn answer_waiters<E: Effects>(
         &mut self,
         conversation: ConversationId,
-        id: ClientMessageId,
-        waiters: Waiters,
+        waiters: impl Iterator<Item = (ClientMessageId, Waiters)>,
         code: ErrorCode,
         fx: &mut E,
     ) {
-        for (request, fence) in waiters.all() {
-            self.hold_back(request.session, conversation, fence);
-            let (conversation, id) = (Some(conversation), Some(id));
-            let refused = Mail::Refused { request, conversation, id, code, after_ms: 1_000, fence };
+        let all: Vec<_> = waiters.flat_map(|(id, waiters)| waiters.all().map(move |waiter| (id, waiter))).collect();
+        self.hold_back(conversation, all.iter().map(|&(_, waiter)| waiter));
+        for (id, (request, fence)) in all {
+            let (conversation, id, by) = (Some(conversation), Some(id), Hop::Conversation);
+            let refused = Mail::Refused { request, conversation, id, code, after_ms: 1_000, by, fence };
             fx.post(&Letter { to: Address::User(request.user), mail: refused, payload: &[] });
         }
     }
@@ -373,15 +376,14 @@ impl Owner {
         let mut waiting = Vec::new();
         for slot in self.slots.iter_mut().flatten() {
             for (&id, entry) in &mut slot.conversations {
-                for proposal in &mut entry.pending {
-                    waiting.push((id, proposal.id, std::mem::take(&mut proposal.waiters)));
-                }
+                let waiters = entry.pending.iter_mut().map(|p| (p.id, std::mem::take(&mut p.waiters)));
+                waiting.push((id, waiters.collect::<Vec<_>>()));
             }
         }
         // The order of a hash map is no order: sort, so that one seed gives one history.
-        waiting.sort_by_key(|(conversation, ..)| *conversation);
-        for (conversation, id, waiters) in waiting {
-            self.answer_waiters(conversation, id, waiters, ErrorCode::Unavailable, fx);
+        waiting.sort_by_key(|(conversation, _)| *conversation);
+        for (conversation, waiters) in waiting {
+            self.answer_waiters(conversation, waiters.into_iter(), ErrorCode::Unavailable, fx);
         }
     }
 
@@ -455,7 +457,8 @@ impl Owner {
                 let mut key = [0; 25];
                 key[..8].copy_from_slice(&user.0.to_be_bytes());
                 key[8..].copy_from_slice(&id.key());
-                self.overlay.push(Space::Members, &key, &member.joined.to_le_bytes());
+                let row = self.overlay.push(Space::Members, &key, &member.joined.to_le_bytes());
+                self.members.add(row.generation(), user, id);
             }
             let (mail, payload) = if live {
                 let mail = Mail::Message { user, message: *message, change: ChangeNumber::default() };
@@ -493,7 +496,7 @@ fn send_of(message: &MessageMail) -> SendMail {
             device: message.device,
             number: 0,
         },
-        fence: 0,
+        fence: Fence::default(),
         conversation: message.conversation,
         id: message.id,
         kind: message.kind,

@@ -4,21 +4,25 @@
 //! counter of messages, what the client has not acknowledged, and, only while something is wrong,
 //! whom it lags behind and which sends are held back. Nothing of it survives the connection.
 
+mod beats;
+mod sends;
+
 use std::borrow::Cow;
-use std::collections::VecDeque;
 
 use slab::Slab;
 use wire::close::CloseCode;
 use wire::ids::{ChangeNumber, ClientMessageId, ConversationId, DeviceId, UserId};
-use wire::mail::{self, Address, Letter, Mail, Request, SendMail, SessionAddress};
+use wire::mail::{self, Address, Letter, Mail, Request, SessionAddress};
 use wire::protocol::{
-    ClientFrame, ErrorCode, ErrorFrame, Kind, Message, MessageItem, OpenResult, Opened, Page, Pull, PullRange, Send,
-    ServerFrame, Stored, Summary, Target,
+    ClientFrame, ErrorCode, ErrorFrame, Message, MessageItem, OpenResult, Opened, Page, Pull, PullRange, ServerFrame,
+    Stored, Summary,
 };
 
 use crate::Counters;
 use crate::effects::{ClientKey, Effects, Now};
+use crate::held_back::{FailedSend, HeldSends};
 use crate::limits::Limits;
+use crate::receipts::Receipts;
 use crate::record::{Class, Record, prefixed};
 
 /// Who a client is, as its token says.
@@ -44,11 +48,21 @@ pub(crate) enum Asked {
     Changes = 3 << 29,
 }
 
-/// Lists of unacknowledged messages kept for the next session that needs one.
+/// Receipts kept for the next session that needs some.
 const SPARE_MAX: usize = 4_096;
 const ASKED_BITS: u32 = 3 << 29;
 /// In a request's number: its answer is a page or a list, many times as large as what asks for it.
 const READ_BIT: u32 = 1 << 28;
+/// In a request's number: it is a mark that a beat gave, and the client is not told of its answer.
+const BEAT_BIT: u32 = 1 << 27;
+/// The rest of a request's number.
+const NUMBER_MASK: u32 = BEAT_BIT - 1;
+
+/// Whether the request of number `one` was made before that of number `other`.
+pub(crate) fn is_before(one: u32, other: u32) -> bool {
+    let ahead = other.wrapping_sub(one) & NUMBER_MASK;
+    (1..=NUMBER_MASK / 2).contains(&ahead)
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -70,16 +84,9 @@ struct Session {
     reads: u16,
     /// Messages pushed on this connection.
     n: u64,
-    /// Messages pushed and not acknowledged, the oldest first; the last has the number `n`.
-    unacknowledged: Option<Box<Unacknowledged>>,
+    /// Of what was pushed; the last message there has the number `n`.
+    receipts: Option<Box<Receipts>>,
     trouble: Option<Box<Trouble>>,
-}
-
-/// What a session has while something is on its way to the client: lent by the shard, so that an idle
-/// session holds nothing and a busy one allocates nothing.
-#[derive(Debug, Default)]
-struct Unacknowledged {
-    messages: VecDeque<(ConversationId, u64)>,
 }
 
 /// What only a session in trouble has.
@@ -88,18 +95,7 @@ struct Trouble {
     lagging: bool,
     /// Conversations that it lags behind: the highest head, and whether it missed more since it was told.
     behind: Vec<(ConversationId, u64, bool)>,
-    sends: Vec<HeldBack>,
-}
-
-/// P5: the sends of one conversation after a failure.
-#[derive(Debug, Clone, Copy)]
-struct HeldBack {
-    conversation: ConversationId,
-    /// Failures so far; carried by each send.
-    fence: u32,
-    /// The failed send that must come again, or be skipped, before others pass: of those that failed, the
-    /// one that was sent first. With the number of its request.
-    waits_for: Option<(u32, ClientMessageId)>,
+    sends: HeldSends,
 }
 
 /// All sessions of one shard.
@@ -111,9 +107,7 @@ pub(crate) struct Sessions {
     class: &'static str,
     slab: Slab<Session>,
     #[expect(clippy::vec_box, reason = "lent out and taken back box by box")]
-    spare: Vec<Box<Unacknowledged>>,
-    /// What a beat acknowledges; empty between beats, and its memory is kept.
-    marks: Vec<(ConversationId, u64)>,
+    spare: Vec<Box<Receipts>>,
     generation: u32,
     random: u64,
     pub counters: Counters,
@@ -129,7 +123,6 @@ impl Sessions {
             generation_of_store: store,
             class,
             spare: Vec::new(),
-            marks: Vec::new(),
             generation: 0,
             random: seed,
             counters: Counters::default(),
@@ -156,7 +149,7 @@ impl Sessions {
             phase,
             reads: 0,
             n: 0,
-            unacknowledged: None,
+            receipts: None,
             trouble: None,
         };
         SessionKey(self.slab.insert(session) as u32)
@@ -203,7 +196,7 @@ impl Sessions {
 
     fn request(&mut self, key: SessionKey, asked: Asked) -> Request {
         let session = &mut self.slab[key.0 as usize];
-        session.number = session.number.wrapping_add(1) & !(ASKED_BITS | READ_BIT | crate::users::GATHER_BIT);
+        session.number = session.next_number();
         Request {
             session: SessionAddress { shard: self.shard, index: key.0, generation: session.generation },
             user: session.user,
@@ -258,161 +251,6 @@ impl Sessions {
             self.error(key, id, conversation, ErrorCode::Overloaded, 1_000, fx);
         }
         taken
-    }
-
-    fn send<E: Effects>(&mut self, now: Now, key: SessionKey, send: &Send<'_>, fx: &mut E) {
-        let user = self.slab[key.0 as usize].user;
-        let conversation = match send.target {
-            Target::To(peer) => ConversationId::direct(user, peer),
-            Target::Conversation(conversation) => conversation,
-        };
-        let refused = if send.body.is_empty() {
-            Some(ErrorCode::Empty)
-        } else if send.body.len() > self.limits.body_bytes_max as usize {
-            Some(ErrorCode::TooLarge)
-        } else if matches!(send.kind, Kind::System | Kind::Edit | Kind::Delete | Kind::Pin) {
-            // Reserved: who may do it needs rules about members that direct conversations do not have.
-            Some(ErrorCode::BadRequest)
-        } else if !is_party(conversation, user) {
-            Some(ErrorCode::NotFound)
-        } else {
-            None
-        };
-        if let Some(code) = refused {
-            // Of these only a reserved kind is a bad request: what the decoder finds comes with its own path.
-            let path = (code == ErrorCode::BadRequest).then_some("$.kind");
-            return self.error_at(key, send.id, Some(conversation), code, 0, path, fx);
-        }
-        let id = send.id.unwrap_or_else(|| self.new_id(now));
-        let Some(fence) = self.fence(key, conversation, id, send.skip) else {
-            self.counters.sends_held_back += 1;
-            return self.error(key, Some(id), Some(conversation), ErrorCode::Retry, 0, fx);
-        };
-        let request = self.request(key, Asked::Other);
-        let mail = SendMail {
-            request,
-            fence,
-            conversation,
-            id,
-            kind: send.kind,
-            reply_to: send.reply_to.unwrap_or(0),
-            target_seq: send.target_seq.unwrap_or(0),
-        };
-        if !self.ask(key, Address::User(user), Mail::Send(mail), send.body.as_bytes(), fx) {
-            self.send_failed(key, conversation, (request.number, id, fence), fx);
-        }
-    }
-
-    /// The number of failures that a send must carry; `None`: it is held back behind a failed one.
-    fn fence(
-        &mut self,
-        key: SessionKey,
-        conversation: ConversationId,
-        id: ClientMessageId,
-        skip: Option<ClientMessageId>,
-    ) -> Option<u32> {
-        let session = &mut self.slab[key.0 as usize];
-        let Some(held) = session.trouble.as_mut().and_then(|trouble| trouble.held(conversation)) else {
-            return Some(0);
-        };
-        if held.waits_for.is_some_and(|(_, failed)| failed == id || Some(failed) == skip) {
-            held.waits_for = None;
-        }
-        held.waits_for.is_none().then_some(held.fence)
-    }
-
-    fn skip(&mut self, key: SessionKey, conversation: ConversationId, id: ClientMessageId) {
-        let trouble = self.slab[key.0 as usize].trouble.as_mut();
-        if let Some(held) = trouble.and_then(|trouble| trouble.held(conversation))
-            && held.waits_for.is_some_and(|(_, failed)| failed == id)
-        {
-            held.waits_for = None;
-        }
-    }
-
-    /// A send failed retryably: what the client sent behind it is held back until it comes again.
-    fn send_failed<E: Effects>(
-        &mut self,
-        key: SessionKey,
-        conversation: ConversationId,
-        (number, id, fence): (u32, ClientMessageId, u32),
-        fx: &mut E,
-    ) {
-        let session = &mut self.slab[key.0 as usize];
-        if session.phase == Phase::Rest {
-            return;
-        }
-        let trouble = session.trouble.get_or_insert_default();
-        let waits_for = Some((number, id));
-        match trouble.held(conversation) {
-            // Answers need not come in the order of the sends: one that was sent earlier comes again first.
-            Some(held) if fence < held.fence => {
-                if held.waits_for.is_some_and(|(later, _)| number < later) {
-                    held.waits_for = waits_for;
-                }
-            }
-            Some(held) => (held.fence, held.waits_for) = (fence + 1, waits_for),
-            None => trouble.sends.push(HeldBack { conversation, fence: fence + 1, waits_for }),
-        }
-        if trouble.sends.len() > self.limits.tracked_per_session_max as usize {
-            self.counters.too_slow += 1;
-            fx.close(session.client, CloseCode::Overloaded);
-        }
-    }
-
-    /// A UUIDv7 for the hand-written form that brings none.
-    fn new_id(&mut self, now: Now) -> ClientMessageId {
-        let mut id = [0; 16];
-        for half in id.chunks_mut(8) {
-            // splitmix64
-            self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = self.random;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            half.copy_from_slice(&(z ^ (z >> 31)).to_be_bytes());
-        }
-        id[..6].copy_from_slice(&now.wall_ms.to_be_bytes()[2..]);
-        id[6] = 0x70 | id[6] & 0x0f;
-        id[8] = 0x80 | id[8] & 0x3f;
-        ClientMessageId(id)
-    }
-
-    /// Cumulative receipt: everything up to `received` has reached the device.
-    fn beat<E: Effects>(&mut self, key: SessionKey, received: u64, fx: &mut E) {
-        let session = &mut self.slab[key.0 as usize];
-        if received > session.n {
-            self.counters.bad_cursor += 1;
-            return self.error(key, None, None, ErrorCode::BadCursor, 0, fx);
-        }
-        let mut lent = session.unacknowledged.take().unwrap_or_else(|| self.spare.pop().unwrap_or_default());
-        let kept = (session.n - received).min(lent.messages.len() as u64) as usize;
-        let acknowledged = lent.messages.len() - kept;
-        let mut marks = std::mem::take(&mut self.marks);
-        for (conversation, seq) in lent.messages.drain(..acknowledged) {
-            match marks.iter_mut().rev().find(|mark| mark.0 == conversation) {
-                Some(mark) => mark.1 = mark.1.max(seq),
-                None => marks.push((conversation, seq)),
-            }
-        }
-        let caught_up = kept <= self.limits.unacknowledged_max as usize / 2;
-        if kept > 0 {
-            session.unacknowledged = Some(lent);
-        } else if self.spare.len() < SPARE_MAX {
-            self.spare.push(lent);
-        }
-        for (conversation, delivered) in marks.drain(..) {
-            let request = self.request(key, Asked::Other);
-            let mail = Mail::Mark { request, conversation, delivered, read: 0 };
-            // A mark that finds no room is repeated by the next one.
-            fx.post(&Letter { to: Address::User(request.user), mail, payload: &[] });
-        }
-        self.marks = marks;
-        let client = self.slab[key.0 as usize].client;
-        let queued = fx.frame(client, &ServerFrame::Beat { received });
-        // With more than that queued, `drained` comes when it has gone: between the two there is no gap.
-        if caught_up && queued <= self.limits.outbound_bytes_max as usize {
-            self.drained(key, fx);
-        }
     }
 
     fn mark<E: Effects>(
@@ -513,7 +351,8 @@ impl Sessions {
         }
         match letter.mail {
             Mail::Message { message, change, .. } => self.push(key, &message, change, letter.payload, fx),
-            Mail::Stored { conversation, id, seq, time_ms, dup, .. } => {
+            Mail::Stored { request, conversation, id, seq, time_ms, dup } => {
+                self.send_passed(key, conversation, request.number);
                 let (generation, class) = (self.generation_of_store, self.class);
                 let stored = Stored { id, conversation, seq, generation, time_ms, class, dup };
                 fx.frame(client, &ServerFrame::Stored(stored));
@@ -555,13 +394,13 @@ impl Sessions {
                 fx.frame(client, &ServerFrame::Page(page));
             }
             Mail::Listed { request, .. } => self.listed(key, request, &letter.mail, letter.payload, fx),
-            Mail::Refused { request, conversation, id, code, after_ms, fence } => {
-                // `retry` only says that an earlier one failed, which is known by then.
-                if let (Some(conversation), Some(id)) = (conversation, id)
-                    && code.retryable()
-                    && code != ErrorCode::Retry
-                {
-                    self.send_failed(key, conversation, (request.number, id, fence), fx);
+            Mail::Refused { request, code, .. } if request.number & BEAT_BIT != 0 => {
+                self.mark_refused(key, request.number, code);
+            }
+            Mail::Refused { request, conversation, id, code, after_ms, by, fence } => {
+                if let (Some(conversation), Some(id)) = (conversation, id) {
+                    let send = FailedSend { conversation, id, number: request.number, fence };
+                    self.send_refused(key, send, by, code, fx);
                 }
                 self.counters.bad_cursor += u64::from(code == ErrorCode::BadCursor);
                 self.error(key, id, conversation, code, after_ms, fx);
@@ -570,6 +409,7 @@ impl Sessions {
                     fx.close(client, if too_many { CloseCode::TooManySessions } else { CloseCode::Overloaded });
                 }
             }
+            Mail::Marked { request } if request.number & BEAT_BIT != 0 => self.mark_settled(key, request.number),
             Mail::Marked { .. } => {}
             Mail::Superseded { .. } => fx.close(client, CloseCode::Superseded),
             Mail::OpenAgain { .. } => fx.close(client, CloseCode::Overloaded),
@@ -592,9 +432,9 @@ impl Sessions {
         }
         let session = &mut self.slab[key.0 as usize];
         session.n += 1;
-        let lent = session.unacknowledged.get_or_insert_with(|| self.spare.pop().unwrap_or_default());
-        lent.messages.push_back((conversation, seq));
-        let unacknowledged = lent.messages.len();
+        let receipts = session.receipts.get_or_insert_with(|| self.spare.pop().unwrap_or_default());
+        receipts.unacknowledged.push_back((conversation, seq));
+        let unacknowledged = receipts.unacknowledged.len();
         let own = session.user == message.from;
         let item = MessageItem {
             seq,
@@ -645,24 +485,6 @@ impl Sessions {
         if behind.len() > self.limits.tracked_per_session_max as usize {
             self.counters.too_slow += 1;
             fx.close(session.client, CloseCode::TooSlow);
-        }
-    }
-
-    /// Everything queued for the client has gone: it is told how far it is behind, and pushes go on.
-    pub(crate) fn drained<E: Effects>(&mut self, key: SessionKey, fx: &mut E) {
-        let half = self.limits.unacknowledged_max as usize / 2;
-        let session = &mut self.slab[key.0 as usize];
-        let Some(trouble) = session.trouble.as_mut().filter(|trouble| trouble.lagging) else { return };
-        // It reads but does not acknowledge; what it was not sent it pulls.
-        session.unacknowledged.take_if(|lent| lent.messages.len() > half);
-        trouble.lagging = false;
-        for (conversation, head, missed_more) in std::mem::take(&mut trouble.behind) {
-            if missed_more {
-                fx.frame(session.client, &ServerFrame::Lagging { conversation, head });
-            }
-        }
-        if trouble.sends.is_empty() {
-            session.trouble = None;
         }
     }
 
@@ -745,9 +567,15 @@ impl Sessions {
     }
 }
 
-impl Trouble {
-    fn held(&mut self, conversation: ConversationId) -> Option<&mut HeldBack> {
-        self.sends.iter_mut().find(|held| held.conversation == conversation)
+impl Session {
+    /// The number of the next request.
+    fn next_number(&self) -> u32 {
+        self.number.wrapping_add(1) & NUMBER_MASK
+    }
+
+    /// Forgets the trouble that is over.
+    fn tidy(&mut self) {
+        self.trouble.take_if(|trouble| !trouble.lagging && trouble.sends.is_empty());
     }
 }
 

@@ -31,6 +31,8 @@ pub struct ChatConfig {
 /// The rules of one shard.
 #[derive(Debug)]
 pub struct Chat {
+    shard: u16,
+    slots: SlotMap,
     owner: Owner,
     users: Users,
     sessions: Sessions,
@@ -54,6 +56,8 @@ impl Chat {
         let class = class_name(config.facts.class);
         let seed = config.seed.rotate_left(32);
         Self {
+            shard: config.shard,
+            slots: config.slots.clone(),
             users: Users::new(config.limits.clone(), config.facts.epoch, config.seed),
             sessions: Sessions::new(config.shard, config.limits.clone(), config.facts.generation, class, seed),
             owner,
@@ -103,11 +107,29 @@ impl Chat {
             Address::User(user) => self.users.letter(now, user, letter, fx),
             Address::Conversation(_) => self.owner.letter(now, letter, fx),
             Address::Session(session) => self.sessions.letter(session, letter, fx),
-            Address::Shard(_) => {
-                assert!(matches!(letter.mail, Mail::DirtyAll { .. }), "nothing else is for a whole shard");
+            Address::Shard(_) => self.for_all(letter, fx),
+        }
+    }
+
+    /// A letter for the shard as a whole.
+    fn for_all<E: Effects>(&mut self, letter: &Letter<'_>, fx: &mut E) {
+        let again = |to, from| Letter {
+            to: Address::Shard(to),
+            mail: Mail::TellMembers { to: self.shard, from },
+            payload: &[],
+        };
+        match letter.mail {
+            Mail::DirtyAll { from } => {
                 self.users.resync_all(fx);
                 self.sessions.resync_all(fx);
+                fx.post(&again(from, 0));
             }
+            Mail::TellMembers { to, from } => self.owner.members.tell(&self.slots, (self.shard, to), from, fx),
+            Mail::NewMembers { from, next } => {
+                self.users.hear_of_members(letter.payload, fx);
+                fx.post(&again(from, next));
+            }
+            ref other => unreachable!("not for a whole shard: {other:?}"),
         }
     }
 
@@ -137,6 +159,7 @@ impl Chat {
     /// Once per turn, after everything else: what is due by now, then the next group for storage.
     pub fn finish_turn<E: Effects>(&mut self, now: Now, fx: &mut E) {
         self.owner.give_up(now, fx);
+        self.owner.give_up_waiting(now, fx);
         self.owner.stage_due_marks(now);
         self.owner.submit(now, fx);
         self.owner.hand_over(fx);
@@ -157,7 +180,8 @@ impl Chat {
         let stuck = (!self.users.stuck.is_empty()).then_some(self.users.stuck_until_ms);
         // More heads wait for the checkpoint, and nothing else may come to bring the next turn.
         let heads = self.owner.overlay.is_closing().then_some(0);
-        [mark, stuck, heads, self.owner.stall_deadline()].into_iter().flatten().min()
+        let waiting = self.owner.waiting.deadline_ms();
+        [mark, stuck, heads, waiting, self.owner.stall_deadline()].into_iter().flatten().min()
     }
 
     /// Whether every slot of this shard has been recovered.

@@ -11,7 +11,7 @@ use std::hash::BuildHasher as _;
 use hashbrown::HashTable;
 use slab::Slab;
 use wire::ids::{ChangeNumber, ConversationId, DeviceId, UserId};
-use wire::mail::{self, Address, Letter, Mail, Request};
+use wire::mail::{self, Address, Fence, Hop, Letter, Mail, Request};
 use wire::protocol::{ErrorCode, OpenResult};
 
 use crate::devices::{UserSession, UserSessions};
@@ -166,7 +166,9 @@ impl Users {
             | Mail::Listed { .. }
             | Mail::Superseded { .. }
             | Mail::OpenAgain { .. }
-            | Mail::DirtyAll { .. } => {
+            | Mail::DirtyAll { .. }
+            | Mail::TellMembers { .. }
+            | Mail::NewMembers { .. } => {
                 unreachable!("not for a user's owner: {:?}", letter.mail)
             }
         }
@@ -180,21 +182,28 @@ impl Users {
             ref mail => crate::owner::request_of(mail).expect("matched by the caller"),
         };
         let send = if let Mail::Send(send) = &letter.mail { Some(send) } else { None };
-        let held_back = send.is_some_and(|send| self.fences.blocks(send));
-        if !held_back && fx.post(&Letter { to: Address::Conversation(conversation), ..*letter }) {
+        let behind = send.and_then(|send| self.fences.blocks(request.session, conversation, send.fence.user));
+        if behind.is_none() && fx.post(&Letter { to: Address::Conversation(conversation), ..*letter }) {
             return;
         }
-        if let Some(send) = send {
-            self.fences.failed(request.session, conversation, send.fence);
+        let mut fence = send.map_or(Fence::default(), |send| send.fence);
+        match behind {
+            Some(failed) => fence.user = failed,
+            None => {
+                self.counters.mailbox_refused += 1;
+                if send.is_some() {
+                    self.fences.failed(request.session, conversation, fence.user);
+                }
+            }
         }
-        self.counters.mailbox_refused += u64::from(!held_back);
         let mail = Mail::Refused {
             request,
             conversation: Some(conversation),
             id: send.map(|send| send.id),
-            code: if held_back { ErrorCode::Retry } else { ErrorCode::Overloaded },
-            after_ms: if held_back { 0 } else { 1_000 },
-            fence: send.map_or(0, |send| send.fence),
+            code: if behind.is_some() { ErrorCode::Retry } else { ErrorCode::Overloaded },
+            after_ms: if behind.is_some() { 0 } else { 1_000 },
+            by: Hop::User,
+            fence,
         };
         fx.post(&Letter { to: Address::Session(request.session), mail, payload: &[] });
     }
@@ -377,6 +386,16 @@ impl Users {
         }
     }
 
+    /// The news of new conversations had been lost on its way, and is told again.
+    pub(crate) fn hear_of_members<E: Effects>(&mut self, members: &[u8], fx: &mut E) {
+        for (user, conversation) in crate::members::read(members) {
+            if self.new_members.get(&user).is_none_or(|known| !known.contains(&conversation)) {
+                let mail = Mail::Dirty { user, conversation, head: 1 };
+                self.event(user, &Letter { to: Address::User(user), mail, payload: &[] }, fx);
+            }
+        }
+    }
+
     /// Conversations of `user` that the views may lack.
     pub(crate) fn new_memberships(&self, user: UserId) -> impl Iterator<Item = ConversationId> {
         self.new_members.get(&user).into_iter().flatten().copied()
@@ -454,6 +473,7 @@ fn with_change(mail: Mail, change: ChangeNumber) -> Mail {
 }
 
 pub(crate) fn refuse_session<E: Effects>(request: Request, code: ErrorCode, fx: &mut E) {
-    let mail = Mail::Refused { request, conversation: None, id: None, code, after_ms: 1_000, fence: 0 };
+    let (by, fence) = (Hop::User, Fence::default());
+    let mail = Mail::Refused { request, conversation: None, id: None, code, after_ms: 1_000, by, fence };
     fx.post(&Letter { to: Address::Session(request.session), mail, payload: &[] });
 }

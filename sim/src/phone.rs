@@ -32,6 +32,8 @@ pub struct Habits {
     pub skips: u32,
     /// Messages in one pull.
     pub page: u32,
+    /// Sends a failed one again while others in front of it are still without an answer.
+    pub hasty: bool,
     /// Gives up a connection that does not answer for so long.
     pub patience_ms: Option<u64>,
 }

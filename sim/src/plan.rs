@@ -102,7 +102,7 @@ fn mail(rng: &mut Rng) -> MailLimits {
         request_bytes_max: event_bytes_max * 2,
         event_bytes_max,
         batches_max: rng.between(1, 3) as usize,
-        dirty_max: rng.between(32, 64) as usize,
+        dirty_max: if rng.one_in(3) { rng.between(1, 4) } else { rng.between(32, 64) } as usize,
         buffer_bytes_kept_max: 1 << 16,
     }
 }

@@ -117,6 +117,7 @@ impl World {
             clock_ms: rng.pick(&[0, 0, 0, 3_600_000, -3_600_000, 864_000_000]),
             skips: rng.pick(&[0, 0, 200]),
             page: rng.between(1, 4) as u32,
+            hasty: rng.one_in(3),
             patience_ms: (!self.is_calm).then(|| rng.between(3_000, 15_000)),
         };
         let token = token(user, DeviceId(device));

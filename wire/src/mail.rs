@@ -67,14 +67,51 @@ pub struct Request {
     pub number: u32,
 }
 
+/// Retryable failures in one conversation that a session knew of when it sent, counted apart by whose they were.
+///
+/// A send that knows no more failures of an owner than the last one there is answered `retry`, which keeps the
+/// order of one sender (P5). One count for both would not do: a send that knows of the failure of one owner
+/// could pass the other while that one's own refusal is still on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Archive, Serialize, Deserialize)]
+pub struct Fence {
+    /// Refused by the user's owner.
+    pub user: u32,
+    /// Refused by the conversation's owner.
+    pub conversation: u32,
+}
+
+/// The owner that refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub enum Hop {
+    /// The user's.
+    User,
+    /// The conversation's.
+    Conversation,
+}
+
+impl Fence {
+    /// What either of the two knows of.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self { user: self.user.max(other.user), conversation: self.conversation.max(other.conversation) }
+    }
+
+    /// The failures of that owner.
+    pub fn of(&mut self, hop: Hop) -> &mut u32 {
+        match hop {
+            Hop::User => &mut self.user,
+            Hop::Conversation => &mut self.conversation,
+        }
+    }
+}
+
 /// A message to be sequenced. Payload: the body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct SendMail {
     /// The sender.
     pub request: Request,
-    /// Counts the retryable failures of this session in this conversation; a send with a number not
-    /// above the last failure's is answered `retry`, which keeps the order of one sender (P5).
-    pub fence: u32,
+    /// The failures in this conversation that the sender knows of.
+    pub fence: Fence,
     /// Where to.
     pub conversation: ConversationId,
     /// The client's id for it.
@@ -155,14 +192,16 @@ pub enum Mail {
     /// Answer to `Open`, `List` and `Changes`. Payload: letters `Summary`, one behind the other.
     /// `next` is how many of the list to skip to go on behind it.
     Listed { request: Request, result: OpenResult, change: ChangeNumber, more: bool, next: u32, ahead: bool },
-    /// It was not done. `fence` repeats the send's, `id` the message's.
+    /// It was not done. `fence` repeats the send's, `id` the message's. With `retry`, `fence` says instead which
+    /// failure of the owner stands in the way.
     Refused {
         request: Request,
         conversation: Option<ConversationId>,
         id: Option<ClientMessageId>,
         code: ErrorCode,
         after_ms: u32,
-        fence: u32,
+        by: Hop,
+        fence: Fence,
     },
 
     // Events: from a conversation's owner to each member's owner, and on to the sessions.
@@ -197,6 +236,13 @@ pub enum Mail {
     Superseded { session: SessionAddress },
     /// What concerns the user may have been missed: close so that the client opens again.
     OpenAgain { session: SessionAddress },
+
+    // Between shards, after a `DirtyAll`. Posted as replies: one is on its way per pair of shards.
+    /// Tell again who is new in which conversation, from that number on: the news was lost on its way to shard `to`.
+    TellMembers { to: u16, from: u64 },
+    /// Who is new in which conversation of shard `from`; `next` asks for more. Payload: users and conversations by
+    /// their keys.
+    NewMembers { from: u16, next: u64 },
 }
 
 impl Mail {
@@ -218,7 +264,9 @@ impl Mail {
             | Self::Refused { .. }
             | Self::Detach { .. }
             | Self::Superseded { .. }
-            | Self::OpenAgain { .. } => MailClass::Reply,
+            | Self::OpenAgain { .. }
+            | Self::TellMembers { .. }
+            | Self::NewMembers { .. } => MailClass::Reply,
             Self::Message { .. }
             | Self::Tick { .. }
             | Self::MarkMoved { .. }
@@ -231,8 +279,15 @@ impl Mail {
 
     /// Whether this letter ends a request, and so gives back the credit of one.
     pub fn ends_request(&self) -> bool {
-        self.class() == MailClass::Reply
-            && !matches!(self, Self::Detach { .. } | Self::Superseded { .. } | Self::OpenAgain { .. })
+        let is_own = matches!(
+            self,
+            Self::Detach { .. }
+                | Self::Superseded { .. }
+                | Self::OpenAgain { .. }
+                | Self::TellMembers { .. }
+                | Self::NewMembers { .. }
+        );
+        self.class() == MailClass::Reply && !is_own
     }
 }
 

@@ -40,7 +40,8 @@ fn a_list_that_was_given_up_leaves_nothing_to_the_next_one() {
         panic!("a summary")
     };
     let code = wire::protocol::ErrorCode::Overloaded;
-    let refused = mail::Mail::Refused { request, conversation: None, id: None, code, after_ms: 0, fence: 0 };
+    let (by, fence) = (mail::Hop::Conversation, mail::Fence::default());
+    let refused = mail::Mail::Refused { request, conversation: None, id: None, code, after_ms: 0, by, fence };
     let letter = Letter { to: mail::Address::User(A), mail: refused, payload: &[] };
     world.chat.letter(world.now, &letter, &mut world.out);
     world.frame(a, &changes);
@@ -114,16 +115,9 @@ fn a_late_answer_does_not_open_the_fence_of_a_newer_failure() {
     // It comes again and fails again; what follows it is on its way already when the stall is told.
     world.send_as(a, third, B, "third");
     let fourth = world.send(a, B, "fourth");
-    for _ in 0..2 {
-        let bytes = world.out.mail.pop_front().unwrap();
-        world.out.mail_bytes -= bytes.len();
-        let (letter, _) = mail::read(&bytes).unwrap();
-        world.chat.letter(world.now, &letter, &mut world.out);
+    for _ in 0..3 {
+        world.step();
     }
-    let bytes = world.out.mail.pop_front().unwrap();
-    world.out.mail_bytes -= bytes.len();
-    let (letter, _) = mail::read(&bytes).unwrap();
-    world.chat.letter(world.now, &letter, &mut world.out);
     world.now.monotonic_ms += 2_000;
     world.chat.finish_turn(world.now, &mut world.out);
     world.appends_wait = false;

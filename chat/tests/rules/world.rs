@@ -9,7 +9,7 @@ use storage_seam::{Ticket, ViewRead};
 use wire::close::CloseCode;
 use wire::ids::{ChangeNumber, ClientMessageId, ConversationId, DeviceId, UserId};
 use wire::json::encode_server;
-use wire::mail::{self, Letter};
+use wire::mail::{self, Address, Letter, MailClass};
 use wire::protocol::{ClientFrame, Kind, Pull, PullRange, Send, ServerFrame, Target};
 
 pub const A: UserId = UserId(1);
@@ -17,7 +17,6 @@ pub const B: UserId = UserId(2);
 pub const WALL_MS: u64 = 1_700_000_000_000;
 
 /// What the rules reach the world through.
-#[derive(Default)]
 pub struct Outside {
     pub mail: VecDeque<Vec<u8>>,
     /// Frames to each client.
@@ -28,6 +27,23 @@ pub struct Outside {
     pub requests: Vec<StorageRequest>,
     pub mail_bytes: usize,
     pub mail_bytes_highest: usize,
+    /// Whose mailbox takes no request.
+    pub is_full: fn(&Address) -> bool,
+}
+
+impl Default for Outside {
+    fn default() -> Self {
+        Self {
+            mail: VecDeque::new(),
+            frames: HashMap::default(),
+            stuck: HashMap::default(),
+            closed: Vec::new(),
+            requests: Vec::new(),
+            mail_bytes: 0,
+            mail_bytes_highest: 0,
+            is_full: |_| false,
+        }
+    }
 }
 
 impl Effects for Outside {
@@ -47,6 +63,9 @@ impl Effects for Outside {
     }
 
     fn post(&mut self, letter: &Letter<'_>) -> bool {
+        if letter.mail.class() == MailClass::Request && (self.is_full)(&letter.to) {
+            return false;
+        }
         let mut bytes = Vec::new();
         mail::write(&mut bytes, letter);
         self.mail_bytes += bytes.len();
@@ -102,13 +121,32 @@ impl World {
         self.chat.storage(self.now, event, &mut self.out);
     }
 
+    /// Delivers the oldest letter.
+    pub fn step(&mut self) {
+        self.deliver(0);
+    }
+
+    fn deliver(&mut self, at: usize) {
+        let bytes = self.out.mail.remove(at).expect("a letter is on its way");
+        self.out.mail_bytes -= bytes.len();
+        let (letter, _) = mail::read(&bytes).unwrap();
+        self.chat.letter(self.now, &letter, &mut self.out);
+    }
+
+    /// Delivers everything to owners; what is for sessions stays on its way, in order.
+    pub fn settle_owners(&mut self) {
+        let to_owner =
+            |bytes: &Vec<u8>| !matches!(mail::read(bytes).unwrap().0, Letter { to: Address::Session(_), .. });
+        while let Some(at) = self.out.mail.iter().position(to_owner) {
+            self.deliver(at);
+        }
+    }
+
     /// Turns until nothing more happens at this moment.
     pub fn settle(&mut self) {
         loop {
-            while let Some(bytes) = self.out.mail.pop_front() {
-                self.out.mail_bytes -= bytes.len();
-                let (letter, _) = mail::read(&bytes).unwrap();
-                self.chat.letter(self.now, &letter, &mut self.out);
+            while !self.out.mail.is_empty() {
+                self.step();
             }
             self.chat.finish_turn(self.now, &mut self.out);
             let requests = std::mem::take(&mut self.out.requests);
@@ -116,18 +154,23 @@ impl World {
                 return;
             }
             for request in requests {
-                match request {
-                    StorageRequest::Append(group) if self.appends_wait => self.appends.push(group),
-                    StorageRequest::Append(group) => self.answer(group, Outcome::Committed),
-                    StorageRequest::Read(ticket, read) if self.reads_wait => self.reads.push((ticket, read)),
-                    StorageRequest::Read(ticket, read) => {
-                        let rows = self.look(&read);
-                        self.event(StorageEvent::Read(ticket, Ok(rows)));
-                    }
-                    StorageRequest::Run { checkpoint, run } => self.runs.push((checkpoint, run)),
-                    StorageRequest::Serving => {}
-                }
+                self.requested(request);
             }
+        }
+    }
+
+    /// What the rules asked of storage reaches it.
+    pub fn requested(&mut self, request: StorageRequest) {
+        match request {
+            StorageRequest::Append(group) if self.appends_wait => self.appends.push(group),
+            StorageRequest::Append(group) => self.answer(group, Outcome::Committed),
+            StorageRequest::Read(ticket, read) if self.reads_wait => self.reads.push((ticket, read)),
+            StorageRequest::Read(ticket, read) => {
+                let rows = self.look(&read);
+                self.event(StorageEvent::Read(ticket, Ok(rows)));
+            }
+            StorageRequest::Run { checkpoint, run } => self.runs.push((checkpoint, run)),
+            StorageRequest::Serving => {}
         }
     }
 

@@ -41,22 +41,25 @@ impl Phone {
     fn send_due(&mut self, clocks: Clocks, id: ConversationId, checker: &mut Checker) {
         let patience = self.habits.patience_ms;
         let pipeline = self.habits.pipeline;
-        let skips = self.habits.skips;
+        let (skips, hasty) = (self.habits.skips, self.habits.hasty);
         loop {
             let roll = self.rng.per_mille(skips);
+            // Not always: where there is room for one only, two at once never find any.
+            let hasty = hasty && self.rng.one_in(2);
             let chat = self.chats.get_mut(&id).expect("one of the keys");
             let late = chat.outgoing.iter().any(|out| {
                 matches!(out.way, Way::InFlight { since_ms } if patience.is_some_and(|p| clocks.now_ms >= since_ms + p))
             });
             self.wants_cut |= late;
             let in_flight = chat.in_flight();
-            // After a failure everything behind it fails too: those answers come before anything is sent again.
-            if chat.has_failed() && in_flight > 0 || in_flight >= pipeline {
-                return;
-            }
             let Some(at) = chat.outgoing.iter().position(|out| !matches!(out.way, Way::InFlight { .. })) else {
                 return;
             };
+            // After a failure everything behind it fails too: those answers come before anything is sent again.
+            let unanswered = if hasty { in_flight - at.min(in_flight) } else { in_flight };
+            if chat.has_failed() && unanswered > 0 || in_flight >= pipeline {
+                return;
+            }
             let mut skip = chat.skip.take();
             if let Way::Failed { not_before_ms } = chat.outgoing[at].way {
                 if roll {

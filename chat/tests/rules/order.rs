@@ -1,0 +1,106 @@
+//! The sends of one connection in one conversation keep their order (P5).
+
+use chat::Limits;
+use storage_seam::Outcome;
+use wire::ids::{ConversationId, UserId};
+use wire::mail::Address;
+use wire::protocol::ClientFrame;
+
+use crate::world::{A, B, World, count};
+
+/// One send is refused by the conversation's owner, the next by somebody nearer, whose answer comes first; the
+/// client sends that one again before it knows of the other.
+fn a_nearer_refusal_comes_first(is_full: fn(&Address) -> bool) {
+    let mut world = World::new(Limits { pending_per_conversation_max: 1, ..Limits::default() });
+    let (a, _) = (world.open(1, A, 1, None), world.open(2, B, 1, None));
+    world.appends_wait = true;
+    world.send(a, B, "in flight");
+    world.settle();
+    let first = world.send(a, B, "first");
+    world.step();
+    world.out.is_full = is_full;
+    let second = world.send(a, B, "second");
+    world.settle_owners();
+    world.out.is_full = |_| false;
+    // What the nearer one says overtakes what the other one said.
+    let far = world.out.mail.iter().position(|letter| contains(letter, &first.0)).expect("its refusal is on its way");
+    let far = world.out.mail.remove(far).unwrap();
+    while !world.out.mail.is_empty() {
+        world.step();
+    }
+    assert_eq!(count(&world.take(1), "overloaded"), 1);
+    let group = world.appends.pop().unwrap();
+    world.appends_wait = false;
+    world.answer(group, Outcome::Committed);
+    world.send_as(a, second, B, "second");
+    world.settle_owners();
+    world.out.mail.push_front(far);
+    world.settle();
+    let told = world.take(1);
+    assert!(!told.iter().any(|f| f.contains("stored") && f.contains(&second.to_string())), "{told:?}");
+    assert_eq!(count(&told, r#""code":"retry""#), 1, "{told:?}");
+    world.send_as(a, first, B, "first");
+    world.settle();
+    world.send_as(a, second, B, "second");
+    world.settle();
+    let told = world.take(1);
+    let seq = |n: u64, id: &str| told.iter().any(|f| f.contains(id) && f.contains(&format!(r#""seq":{n},"#)));
+    assert!(seq(2, &first.to_string()) && seq(3, &second.to_string()), "{told:?}");
+}
+
+fn contains(letter: &[u8], part: &[u8]) -> bool {
+    letter.windows(part.len()).any(|window| window == part)
+}
+
+#[test]
+fn a_send_refused_on_the_way_does_not_pass_one_refused_behind_it() {
+    a_nearer_refusal_comes_first(|to| matches!(to, Address::Conversation(_)));
+}
+
+#[test]
+fn a_send_refused_at_once_does_not_pass_one_refused_behind_it() {
+    a_nearer_refusal_comes_first(|to| matches!(to, Address::User(_)));
+}
+
+/// Failures in more conversations than may be remembered, each resolved before the next.
+fn many_resolved_failures(is_full: fn(&Address) -> bool, skips: bool) {
+    let mut world = World::new(Limits::default());
+    let a = world.open(1, A, 1, None);
+    for peer in 10..210 {
+        world.out.is_full = is_full;
+        let id = world.send(a, UserId(peer), "x");
+        world.settle();
+        world.out.is_full = |_| false;
+        if skips {
+            world.frame(a, &ClientFrame::Skip { conversation: ConversationId::direct(A, UserId(peer)), id });
+        } else {
+            world.send_as(a, id, UserId(peer), "x");
+        }
+        world.settle();
+    }
+    assert_eq!(world.out.closed, []);
+    world.take(1);
+    let mut asked_again = 0;
+    for peer in 10..210 {
+        let id = world.send(a, UserId(peer), "y");
+        world.settle();
+        // Where the session has forgotten the failure, the owner that remembers it asks once more.
+        if count(&world.take(1), r#""code":"retry""#) > 0 {
+            asked_again += 1;
+            world.send_as(a, id, UserId(peer), "y");
+        }
+        world.send(a, UserId(peer), "z");
+        world.settle();
+        assert!(count(&world.take(1), r#""type":"stored""#) > 0);
+    }
+    assert!(asked_again <= if skips { 200 - 63 } else { 0 }, "{asked_again}");
+    assert_eq!(world.out.closed, []);
+}
+
+#[test]
+fn failures_in_many_conversations_that_were_all_resolved_do_no_harm() {
+    for skips in [false, true] {
+        many_resolved_failures(|to| matches!(to, Address::User(_)), skips);
+        many_resolved_failures(|to| matches!(to, Address::Conversation(_)), skips);
+    }
+}
