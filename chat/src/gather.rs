@@ -7,6 +7,7 @@ use wire::mail::{self, Address, Letter, Mail, Request};
 use wire::protocol::{ErrorCode, OpenResult};
 
 use crate::effects::{Effects, Now};
+use crate::pressure::Work;
 use crate::users::{GATHER_BIT, Users, refuse_session};
 
 /// Summaries asked for at the same time, per list.
@@ -58,12 +59,22 @@ pub(crate) struct Gather {
 impl Users {
     /// Begins a list.
     pub(crate) fn gather<E: Effects>(&mut self, request: Request, purpose: Purpose, fx: &mut E) {
+        let opens = matches!(purpose, Purpose::Snapshot { .. } | Purpose::Delta { .. });
+        if !opens && self.pressure.sheds(Work::Scan) {
+            self.counters.shed_scans += 1;
+            return refuse_session(request, ErrorCode::Overloaded, fx);
+        }
+        let max = self.limits.lists_per_user_max * (1 + u32::from(opens));
+        if self.lists.get(&request.user).is_some_and(|&lists| lists >= max) {
+            self.counters.lists_refused += 1;
+            return refuse_session(request, ErrorCode::Overloaded, fx);
+        }
         let remaining = match &purpose {
             Purpose::Delta { changed } | Purpose::Changes { changed, .. } => Some(changed.clone()),
             Purpose::Snapshot { .. } | Purpose::List { .. } => None,
         };
         let since = if let Purpose::Changes { upto, .. } = purpose { upto } else { self.counter() };
-        let key = self.gathers.insert(Gather {
+        let key = self.begin(Gather {
             request,
             purpose,
             since,
@@ -75,6 +86,21 @@ impl Users {
             given_up: false,
         });
         if remaining.is_some() { self.ask(key, fx) } else { self.read_memberships(key, fx) }
+    }
+
+    fn begin(&mut self, gather: Gather) -> usize {
+        *self.lists.entry(gather.request.user).or_default() += 1;
+        self.gathers.insert(gather)
+    }
+
+    fn end(&mut self, key: usize) -> Gather {
+        let gather = self.gathers.remove(key);
+        let lists = self.lists.get_mut(&gather.request.user).expect("counted when it began");
+        *lists -= 1;
+        if *lists == 0 {
+            self.lists.remove(&gather.request.user);
+        }
+        gather
     }
 
     fn read_memberships<E: Effects>(&mut self, key: usize, fx: &mut E) {
@@ -171,7 +197,7 @@ impl Users {
         gather.outstanding -= 1;
         let (given_up, is_last) = (gather.given_up, gather.outstanding == 0);
         if given_up && is_last {
-            self.gathers.remove(key);
+            self.end(key);
         }
         given_up
     }
@@ -189,7 +215,7 @@ impl Users {
         let gather = &mut self.gathers[key];
         refuse_session(gather.request, code, fx);
         if gather.outstanding == 0 {
-            self.gathers.remove(key);
+            self.end(key);
         } else {
             gather.given_up = true;
             gather.remaining = Vec::new();
@@ -198,7 +224,7 @@ impl Users {
     }
 
     fn finish<E: Effects>(&mut self, key: usize, fx: &mut E) {
-        let mut gather = self.gathers.remove(key);
+        let mut gather = self.end(key);
         gather.summaries.sort_by_key(|&(time_ms, conversation, _)| std::cmp::Reverse((time_ms, conversation)));
         let opens = matches!(gather.purpose, Purpose::Snapshot { .. } | Purpose::Delta { .. });
         if opens && !self.has_tail_after(gather.request.user, gather.since) {
@@ -248,7 +274,7 @@ impl Users {
         if matches!(gather.purpose, Purpose::Delta { .. }) {
             gather.purpose = Purpose::Snapshot { window: 100, ahead: false };
         }
-        let key = self.gathers.insert(gather);
+        let key = self.begin(gather);
         self.read_memberships(key, fx);
     }
 }

@@ -6,6 +6,7 @@
 //! Three parts, each reached by the address of a letter: the owner of conversations (`owner`,
 //! `sending`, `reading`), the owner of users (`users`, `gather`), the sessions (`sessions`).
 
+mod begun;
 mod conversation;
 mod dedup;
 mod devices;
@@ -18,6 +19,7 @@ mod members;
 mod overlay;
 mod owner;
 mod planted;
+mod pressure;
 mod reading;
 mod receipts;
 mod record;
@@ -33,6 +35,7 @@ pub use effects::{ClientKey, Effects, Now};
 pub use limits::Limits;
 #[cfg(feature = "planted-bugs")]
 pub use planted::PlantedBug;
+pub use pressure::{Pressure, Work};
 pub use record::{Record, RecordError};
 pub use sessions::{Identity, SessionKey};
 pub use shard::{Chat, ChatConfig};
@@ -99,5 +102,11 @@ counters! {
     too_slow "Sessions closed because too much was waiting for them.",
     bad_cursor "Marks and cursors outside their conversation.",
     sends_held_back "Sends answered `retry` behind a failed one.",
+    lists_refused "Lists refused because too many were being made for their user.",
+    conversations_refused "Sends refused because their author had begun enough conversations.",
+    shed_signals "Signals dropped because the shard was under pressure.",
+    shed_receipts "Marks refused or put off because the shard was under pressure.",
+    shed_scans "Pages and lists refused because the shard was under pressure.",
+    shed_sends "Sends refused because the shard was under pressure.",
     marks_put_off "Marks given by beats that were refused, and go with a later beat.",
 }

@@ -17,6 +17,14 @@ pub struct Limits {
     pub pending_bytes_max: u32,
     /// Bytes of commands that wait for a conversation to load; beyond it a command is `overloaded`.
     pub parked_bytes_max: u32,
+    /// Conversations that one user may begin in a window; a send that would begin one more is
+    /// `too_many_conversations`.
+    pub new_conversations_max: u32,
+    /// How long such a window is.
+    pub new_conversations_window_ms: u64,
+    /// Lists that are made for one user at the same time, and as many again for those that open a session; one
+    /// more is `overloaded`.
+    pub lists_per_user_max: u32,
     /// Reads of history under way; one more is `overloaded`. Scans are shed before sends.
     pub pulls_max: u32,
     /// Pages and lists that one session may have asked for and not been given; one more is `overloaded`.
@@ -59,6 +67,9 @@ impl Default for Limits {
             pending_per_conversation_max: 4_096,
             pending_bytes_max: 32 << 20,
             parked_bytes_max: 32 << 20,
+            new_conversations_max: 10_000,
+            new_conversations_window_ms: 3_600_000,
+            lists_per_user_max: 32,
             pulls_max: 1_024,
             reads_per_session_max: 64,
             page_bytes_max: 64 << 10,

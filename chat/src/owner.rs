@@ -13,6 +13,7 @@ use wire::ids::{ConversationId, DeviceId, UserId};
 use wire::mail::{self, Address, Fence, Hop, Letter, Mail, Request, SendMail, SessionAddress};
 use wire::protocol::ErrorCode;
 
+use crate::begun::Begun;
 use crate::conversation::{Conversation, Proposed};
 use crate::dedup::{self, Used, Window};
 use crate::effects::{Effects, Now};
@@ -21,6 +22,7 @@ use crate::limits::Limits;
 use crate::members::NewMembers;
 use crate::overlay::{Overlay, RowPlace};
 use crate::planted::{Planted, planted};
+use crate::pressure::{Pressure, Work};
 use crate::reading::Reading;
 use crate::record::Record;
 use crate::sending::{LookedUp, Proposal, Staging};
@@ -125,6 +127,8 @@ pub(crate) struct Owner {
     /// Reads of what is not there yet.
     pub waiting: WaitingReads,
     pub members: NewMembers,
+    pub begun: Begun,
+    pub pressure: Pressure,
     /// Recovered records not yet applied; `None` before all have been delivered.
     pub replays: usize,
     pub all_recovered: bool,
@@ -174,8 +178,9 @@ pub(crate) fn request_of(mail: &Mail) -> Option<(Request, ConversationId)> {
 }
 
 impl Owner {
-    pub(crate) fn new(limits: Limits, facts: StoreFacts, seed: u64) -> Self {
+    pub(crate) fn new(limits: Limits, facts: StoreFacts, shards: u16, seed: u64) -> Self {
         let state = SeededState::new(seed);
+        let begun = Begun::new(&limits, shards, state);
         Self {
             window: Window::new(limits.dedup_entries_max, seed, state),
             fences: Fences::new(1 << 16, state),
@@ -194,6 +199,8 @@ impl Owner {
             pulls: 0,
             waiting: WaitingReads::new(state),
             members: NewMembers::default(),
+            begun,
+            pressure: Pressure::default(),
             replays: 0,
             all_recovered: false,
             serving: false,
@@ -217,6 +224,9 @@ impl Owner {
         if let Err((code, after_ms)) = self.may_run(id) {
             return self.refuse_letter(letter, code, after_ms, fx);
         }
+        if self.sheds(&letter.mail) {
+            return self.refuse_letter(letter, ErrorCode::Overloaded, 1_000, fx);
+        }
         if let Mail::Send(send) = &letter.mail
             && let Some(failed) = self.fences.blocks(send.request.session, id, send.fence.conversation)
         {
@@ -232,6 +242,24 @@ impl Owner {
         } else {
             self.park(id, Waiting::Letter, letter, fx);
         }
+    }
+
+    /// Whether the shard is too near its limits for such work.
+    fn sheds(&mut self, mail: &Mail) -> bool {
+        let (work, count) = match mail {
+            Mail::Signalling { .. } => (Work::Signal, &mut self.counters.shed_signals),
+            Mail::Mark { .. } => (Work::Receipt, &mut self.counters.shed_receipts),
+            Mail::Pull { .. } => (Work::Scan, &mut self.counters.shed_scans),
+            _ => return false,
+        };
+        let sheds = self.pressure.sheds(work);
+        *count += u64::from(sheds);
+        sheds
+    }
+
+    /// How near to its limits is what waits here.
+    pub(crate) fn own_pressure(&self, now: Now) -> Pressure {
+        Pressure::of(self.parked_bytes as u64, u64::from(self.limits.parked_bytes_max)).max(self.staged_pressure(now))
     }
 
     fn may_run(&self, id: ConversationId) -> Result<(), (ErrorCode, u32)> {

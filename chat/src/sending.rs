@@ -16,6 +16,7 @@ use crate::dedup::{self, Fingerprint, Used, WINDOW_MS};
 use crate::effects::{Effects, Now};
 use crate::owner::{Owner, Phase, refuse, slot_of};
 use crate::planted::planted;
+use crate::pressure::Pressure;
 use crate::record::{self, Class, Record, body_hash, prefixed};
 
 /// A message between its proposal and its commit.
@@ -27,6 +28,7 @@ pub(crate) struct Proposal {
     pub before: Proposed,
     /// In the group that storage has.
     pub submitted: bool,
+    pub author: UserId,
     pub waiters: Waiters,
 }
 
@@ -184,8 +186,12 @@ impl Owner {
             self.hold_back(id, [(send.request, send.fence)]);
             return refuse(fx, send.request, Some(id), Some(send), code, 1_000);
         }
+        let before = self.loaded(id).expect("loaded").proposed;
+        if before.head == 0 && !self.begun.may_begin(now.monotonic_ms, send.request.user) {
+            self.counters.conversations_refused += 1;
+            return refuse(fx, send.request, Some(id), Some(send), ErrorCode::TooManyConversations, 0);
+        }
         let entry = self.loaded(id).expect("loaded");
-        let before = entry.proposed;
         let record = Conversation::decide(&before, send, body, body_hash, now.wall_ms);
         entry.proposed = Proposed { head: record.seq, countable: record.countable, time_ms: record.time_ms };
         if planted!(self, AckBeforeCommit) {
@@ -196,10 +202,24 @@ impl Owner {
         }
         let entry = self.loaded(id).expect("loaded");
         let waiters = Waiters { first: Some((send.request, send.fence)), repeats: Vec::new() };
-        entry.pending.push_back(Proposal { id: send.id, fingerprint, before, submitted: false, waiters });
+        entry.pending.push_back(Proposal {
+            id: send.id,
+            fingerprint,
+            before,
+            submitted: false,
+            author: send.request.user,
+            waiters,
+        });
         let used = Used { seq: record.seq, body_hash, time_ms: record.time_ms, pending: true };
         self.window.propose(fingerprint, used);
         self.staging.add(&record);
+    }
+
+    /// How near the next group is to its limit, and the one in flight to the time in which senders want an answer.
+    pub(crate) fn staged_pressure(&self, now: Now) -> Pressure {
+        let bytes = Pressure::of(self.staging.bytes.len() as u64, u64::from(self.limits.pending_bytes_max));
+        let since = self.staging.in_flight_since.unwrap_or(now.monotonic_ms);
+        bytes.max(Pressure::of(now.monotonic_ms.saturating_sub(since), self.limits.commit_wait_ms))
     }
 
     /// Whether storage has owed an answer for longer than a send may wait (P10).
@@ -343,6 +363,9 @@ impl Owner {
             let used = self.window.get(proposal.fingerprint);
             self.window.take_back(proposal.fingerprint);
             debug_assert!(used.is_some_and(|used| used.pending));
+            if proposal.before.head == 0 {
+                self.begun.take_back(proposal.author);
+            }
         }
         self.answer_waiters(id, taken.into_iter().map(|proposal| (proposal.id, proposal.waiters)), code, fx);
     }

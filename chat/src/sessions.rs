@@ -22,6 +22,7 @@ use crate::Counters;
 use crate::effects::{ClientKey, Effects, Now};
 use crate::held_back::{FailedSend, HeldSends};
 use crate::limits::Limits;
+use crate::pressure::{Pressure, Work};
 use crate::receipts::Receipts;
 use crate::record::{Class, Record, prefixed};
 
@@ -110,6 +111,7 @@ pub(crate) struct Sessions {
     spare: Vec<Box<Receipts>>,
     generation: u32,
     random: u64,
+    pub pressure: Pressure,
     pub counters: Counters,
 }
 
@@ -125,6 +127,7 @@ impl Sessions {
             spare: Vec::new(),
             generation: 0,
             random: seed,
+            pressure: Pressure::default(),
             counters: Counters::default(),
         }
     }
@@ -212,6 +215,13 @@ impl Sessions {
             let id = if let ClientFrame::Send(send) = frame { send.id } else { None };
             return self.error(key, id, None, ErrorCode::NotOpen, 0, fx);
         }
+        if self.sheds(frame) {
+            // Nobody misses a signal.
+            if !matches!(frame, ClientFrame::Signal { .. }) {
+                self.refuse(now, key, frame, (ErrorCode::Overloaded, 1_000), fx);
+            }
+            return;
+        }
         match frame {
             ClientFrame::Send(send) => self.send(now, key, send, fx),
             ClientFrame::Beat { received } => self.beat(key, *received, fx),
@@ -239,6 +249,24 @@ impl Sessions {
                 self.error(key, None, None, ErrorCode::AlreadyOpen, 0, fx);
             }
         }
+    }
+
+    /// Whether the shard is too near its limits for such work.
+    fn sheds(&mut self, frame: &ClientFrame<'_>) -> bool {
+        let (work, count) = match frame {
+            ClientFrame::Signal { .. } => (Work::Signal, &mut self.counters.shed_signals),
+            ClientFrame::Mark { .. } => (Work::Receipt, &mut self.counters.shed_receipts),
+            ClientFrame::Pull(_) | ClientFrame::Changes { .. } | ClientFrame::Conversations { .. } => {
+                (Work::Scan, &mut self.counters.shed_scans)
+            }
+            ClientFrame::Send(_) => (Work::Send, &mut self.counters.shed_sends),
+            ClientFrame::Beat { .. } | ClientFrame::Skip { .. } | ClientFrame::Open(_) | ClientFrame::Auth { .. } => {
+                return false;
+            }
+        };
+        let sheds = self.pressure.sheds(work);
+        *count += u64::from(sheds);
+        sheds
     }
 
     /// Posts a request; `false`: the mailbox is full, and the client has been told.

@@ -4,12 +4,13 @@ use shard_router::SlotMap;
 use storage_seam::{Class, StorageEvent, StoreFacts};
 use wire::ids::ChangeNumber;
 use wire::mail::{Address, Letter, Mail};
-use wire::protocol::ClientFrame;
+use wire::protocol::{ClientFrame, ErrorCode};
 
 use crate::Counters;
 use crate::effects::{ClientKey, Effects, Now};
 use crate::limits::Limits;
 use crate::owner::{Owner, Phase};
+use crate::pressure::Pressure;
 use crate::record::prefixed;
 use crate::sessions::{Identity, SessionKey, Sessions};
 use crate::users::Users;
@@ -49,7 +50,7 @@ pub fn class_name(class: Class) -> &'static str {
 impl Chat {
     /// A shard that owns its slots of the map and waits for their recovered records.
     pub fn new(config: &ChatConfig) -> Self {
-        let mut owner = Owner::new(config.limits.clone(), config.facts.clone(), config.seed);
+        let mut owner = Owner::new(config.limits.clone(), config.facts.clone(), config.slots.shards(), config.seed);
         for slot in config.slots.slots_of_shard(config.shard) {
             owner.open_slot(slot.number());
         }
@@ -172,6 +173,30 @@ impl Chat {
     pub fn plant(&mut self, bug: crate::PlantedBug) {
         self.owner.planted.0 = Some(bug);
         self.users.plant(bug);
+    }
+
+    /// How near the rules are to their limits.
+    pub fn pressure(&self, now: Now) -> Pressure {
+        self.owner.own_pressure(now)
+    }
+
+    /// How near the shard is to its limits: what is to be shed until this is called again.
+    pub fn set_pressure(&mut self, pressure: Pressure) {
+        self.owner.pressure = pressure;
+        self.users.pressure = pressure;
+        self.sessions.pressure = pressure;
+    }
+
+    /// Refuses a frame that is not even looked at, because too many come.
+    pub fn refuse<E: Effects>(
+        &mut self,
+        now: Now,
+        session: SessionKey,
+        frame: &ClientFrame<'_>,
+        (code, after_ms): (ErrorCode, u32),
+        fx: &mut E,
+    ) {
+        self.sessions.refuse(now, session, frame, (code, after_ms), fx);
     }
 
     /// The next time at which something is due though nothing happens (monotonic milliseconds).

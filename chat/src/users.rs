@@ -20,6 +20,7 @@ use crate::fence::Fences;
 use crate::gather::{Gather, Purpose};
 use crate::limits::Limits;
 use crate::planted::{Planted, planted};
+use crate::pressure::Pressure;
 use crate::tail::Tail;
 use crate::{Counters, SeededState};
 
@@ -57,6 +58,9 @@ pub(crate) struct Users {
     tails_bytes: usize,
     fences: Fences,
     pub gathers: Slab<Gather>,
+    /// How many of them each user has.
+    pub lists: HashMap<UserId, u32, SeededState>,
+    pub pressure: Pressure,
     /// Gatherings that could not post all they wanted.
     pub stuck: Vec<usize>,
     /// When they try again if no mail brings a turn before: a full mailbox empties in its own time.
@@ -84,6 +88,8 @@ impl Users {
             tails_bytes: 0,
             fences: Fences::new(1 << 16, state),
             gathers: Slab::new(),
+            lists: HashMap::with_hasher(state),
+            pressure: Pressure::default(),
             stuck: Vec::new(),
             stuck_until_ms: 0,
             new_members: HashMap::with_hasher(state),
@@ -187,13 +193,12 @@ impl Users {
             return;
         }
         let mut fence = send.map_or(Fence::default(), |send| send.fence);
-        match behind {
-            Some(failed) => fence.user = failed,
-            None => {
-                self.counters.mailbox_refused += 1;
-                if send.is_some() {
-                    self.fences.failed(request.session, conversation, fence.user);
-                }
+        if let Some(failed) = behind {
+            fence.user = failed;
+        } else {
+            self.counters.mailbox_refused += 1;
+            if send.is_some() {
+                self.fences.failed(request.session, conversation, fence.user);
             }
         }
         let mail = Mail::Refused {

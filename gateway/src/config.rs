@@ -208,6 +208,17 @@ settings! {
         sessions_per_user_max: Bounded<1, 10_000> = "64";
         /// Conversations of one user.
         conversations_per_user_max: Bounded<1, 1_000_000> = "10000";
+        /// Conversations that one user may begin in `new_conversations_window_s`. Counted by each shard for its own
+        /// part of the conversations, so that who tries everything may begin some percent more.
+        new_conversations_max: Bounded<1, 1_000_000> = "10000";
+        /// Seconds after which that count begins again.
+        new_conversations_window_s: Bounded<1, 2_592_000> = "3600";
+        /// Lists that are made for one user at the same time, and as many again for those that open a session.
+        lists_per_user_max: Bounded<1, 10_000> = "32";
+        /// Frames that one WebSocket may send per second; above it they are `rate_limited`.
+        frames_per_second: Bounded<1, 1_000_000> = "10000";
+        /// Frames beyond that which it may send at once. Eight times as many, in spite of refusals, close it with 4008.
+        frames_at_once: Bounded<16, 10_000_000> = "40000";
         /// Megabytes of mail between two shards that may wait to be taken.
         mailbox_mb_max: Bounded<1, 1_024> = "16";
     }

@@ -7,13 +7,14 @@ use crate::auth::Authenticator;
 use std::sync::Arc;
 
 use chat::wheel::Wheel;
-use chat::{Now, SessionKey};
+use chat::{Now, Pressure, SessionKey};
 use ring::{Connection, Op, Ops};
 use shard_router::Mailbox;
 use storage::seam::{StorageRequest, StoreFacts};
 
 use crate::counters::ShardCounters;
 use crate::outbound::Outbound;
+use crate::rate::Rate;
 use crate::shard::ShardSettings;
 use crate::table::{Deadline, Flag, NEVER, NONE, Stage, TICK_MS, Table};
 
@@ -27,6 +28,9 @@ pub(crate) struct Core {
     pub table: Table,
     pub outbound: Outbound,
     pub wheel: Wheel,
+    pub rate: Rate,
+    /// How near the shard is to its limits, measured once per turn.
+    pub pressure: Pressure,
     pub counters: ShardCounters,
     pub now: Now,
     pub facts: StoreFacts,
@@ -49,6 +53,7 @@ pub(crate) struct Core {
 impl Core {
     pub(crate) fn new(
         settings: ShardSettings,
+        seed: u64,
         facts: StoreFacts,
         auth: Arc<Authenticator>,
         mailbox: Mailbox,
@@ -58,6 +63,8 @@ impl Core {
             table: Table::new(settings.connections_max),
             // A turn of 65 s: beats, stalls and handshakes lie within it.
             wheel: Wheel::new(now.monotonic_ms, TICK_MS, 4_096, settings.connections_max as usize),
+            rate: Rate::new(settings.frames, seed),
+            pressure: Pressure::default(),
             settings,
             facts,
             auth,
@@ -190,6 +197,7 @@ impl Core {
             self.outbound.give_back(queue);
         }
         self.wheel.cancel(index);
+        self.rate.forget(self.table.client(index));
         self.table.remove(index);
         self.counters.ended += 1;
     }
@@ -247,7 +255,12 @@ impl Core {
         }
         if entry.flags.has(Flag::Paused) && bytes < bytes_max / 2 {
             entry.flags.lower(Flag::Paused);
+            let is_session = matches!(&entry.stage, Stage::Socket(socket) if socket.session.is_some());
             self.ops.push(Op::ResumeReceive { connection });
+            if is_session {
+                // Its beats may have waited to be read for as long as it was paused.
+                self.heard_from(index);
+            }
         } else if !entry.flags.has(Flag::Paused) && bytes > bytes_max {
             entry.flags.raise(Flag::Paused);
             self.counters.reading_paused += 1;

@@ -169,6 +169,8 @@ pub struct Driver {
     phase: Arc<PhaseCell>,
     published: Arc<Mutex<Published>>,
     published_ms: u64,
+    turn_began_ms: u64,
+    turn_took_ms: u64,
 }
 
 impl Driver {
@@ -183,7 +185,11 @@ impl Driver {
             listen: parts.listen,
             listener: None,
             clock,
-            input: Input { ring: EventBatch::with_capacity(4_096, 1 << 20), storage: Vec::with_capacity(64) },
+            input: Input {
+                ring: EventBatch::with_capacity(4_096, 1 << 20),
+                storage: Vec::with_capacity(64),
+                lag_ms: 0,
+            },
             unread: VecDeque::new(),
             output: Output::default(),
             drain_ms: parts.drain_ms,
@@ -192,6 +198,8 @@ impl Driver {
             phase: parts.phase,
             published: parts.published,
             published_ms: 0,
+            turn_began_ms: 0,
+            turn_took_ms: 0,
         })
     }
 
@@ -226,10 +234,12 @@ impl Driver {
     fn step(&mut self) -> Result<(), RingError> {
         let port = &self.port;
         let sleeps = self.shard.mailbox().prepare_to_sleep(|| port.has_events()) && self.input.storage.is_empty();
-        let patience = if sleeps { self.patience() } else { Duration::ZERO };
+        let slept_from_ms = sleeps.then(|| self.clock.monotonic_ms());
+        let patience = slept_from_ms.map_or(Duration::ZERO, |now_ms| self.patience(now_ms));
         self.ring.wait(Some(patience), &mut self.input.ring)?;
         self.shard.mailbox().woken();
         let now = self.clock.now();
+        self.measure_lag(now, slept_from_ms.unwrap_or(now.monotonic_ms));
         self.obey_phase(now);
         self.port.poll(&mut self.input.storage);
         self.shard.turn(now, &mut self.input, &mut self.output);
@@ -242,9 +252,16 @@ impl Driver {
         Ok(())
     }
 
+    /// What happens during a turn waits for the next. One long turn may have been a pause of the process: only
+    /// two of them are a lag.
+    fn measure_lag(&mut self, now: Now, turn_ended_ms: u64) {
+        let took_ms = turn_ended_ms.saturating_sub(self.turn_began_ms);
+        self.input.lag_ms = took_ms.min(self.turn_took_ms);
+        (self.turn_began_ms, self.turn_took_ms) = (now.monotonic_ms, took_ms);
+    }
+
     /// How long it may sleep if nothing happens.
-    fn patience(&self) -> Duration {
-        let now_ms = self.clock.monotonic_ms();
+    fn patience(&self, now_ms: u64) -> Duration {
         let deadline_ms = self.shard.next_deadline_ms().unwrap_or(u64::MAX);
         // Metrics want to be told about once a second, also when nobody comes.
         Duration::from_millis(deadline_ms.saturating_sub(now_ms).min(1_000))

@@ -16,6 +16,7 @@ pub mod internal;
 mod metrics;
 pub mod node;
 mod outbound;
+pub mod rate;
 mod rest;
 pub mod shard;
 mod socket;

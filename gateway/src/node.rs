@@ -20,6 +20,7 @@ use crate::auth::Authenticator;
 use crate::config::{Backend, Config, RequiredClass};
 use crate::driver::{Driver, DriverParts, Phase, PhaseCell, Published, StartLine};
 use crate::internal::{Internal, Status};
+use crate::rate::FrameRate;
 use crate::shard::{ShardParts, ShardSettings};
 
 /// How long the store may take for its last checkpoint.
@@ -321,6 +322,9 @@ fn chat_config(config: &Config, shard: u16, map: &SlotMap, facts: &StoreFacts) -
         conversations_per_user_max: config.limits.conversations_per_user_max.get() as u32,
         body_bytes_max: config.limits.body_bytes_max.get() as u32,
         outbound_bytes_max: config.limits.outbound_bytes_max.get() as u32,
+        new_conversations_max: config.limits.new_conversations_max.get() as u32,
+        new_conversations_window_ms: config.limits.new_conversations_window_s.get() * 1_000,
+        lists_per_user_max: config.limits.lists_per_user_max.get() as u32,
         ..chat::Limits::default()
     };
     Ok(ChatConfig { shard, slots: map.clone(), facts: facts.clone(), limits, seed: u64::from_ne_bytes(seed) })
@@ -340,6 +344,10 @@ fn shard_settings(config: &Config, shard: u16) -> ShardSettings {
         stall_ms: config.limits.stall_ms.get(),
         idle_ms: config.limits.idle_ms.get(),
         request_ms: config.limits.request_ms.get(),
+        frames: FrameRate {
+            per_second: config.limits.frames_per_second.get() as u32,
+            at_once: config.limits.frames_at_once.get() as u32,
+        },
     }
 }
 

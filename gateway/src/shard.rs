@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use chat::{Chat, ChatConfig, Now};
+use chat::{Chat, ChatConfig, Now, Pressure};
 use ring::{Event, EventBatch, Ops};
 use shard_router::Mailbox;
 use storage::seam::{StorageEvent, StorageRequest, StoreFacts};
@@ -16,10 +16,14 @@ use crate::auth::Authenticator;
 use crate::core::Core;
 use crate::counters::ShardCounters;
 use crate::http::Http;
+use crate::rate::FrameRate;
 use crate::table::{Deadline, NEVER, Stage};
 
 /// Rounds of mail in one turn: enough for a message's whole way if all its owners are on this shard.
 const MAIL_ROUNDS_MAX: u32 = 8;
+
+/// How long turns may take before also sends are shed.
+const LAG_MAX_MS: u64 = 500;
 
 /// What a shard is told once, at its start.
 #[derive(Debug, Clone)]
@@ -48,6 +52,8 @@ pub struct ShardSettings {
     pub idle_ms: u64,
     /// How long a request over REST may take.
     pub request_ms: u64,
+    /// Frames that one client may send.
+    pub frames: FrameRate,
 }
 
 /// What a shard is made from.
@@ -71,6 +77,8 @@ pub struct Input {
     pub ring: EventBatch,
     /// In storage, in order.
     pub storage: Vec<StorageEvent>,
+    /// For how long at most what happened had to wait for this turn.
+    pub lag_ms: u64,
 }
 
 /// What is to be done. Keeps its memory.
@@ -95,9 +103,10 @@ impl Shard {
     /// A shard without connections, whose slots wait for what storage recovers.
     pub fn new(parts: ShardParts, now: Now) -> Self {
         let ShardParts { settings, chat, facts, auth, mailbox } = parts;
+        let seed = chat.seed.rotate_left(16);
         Self {
             chat: Chat::new(&chat),
-            core: Core::new(settings, facts, auth, mailbox, now),
+            core: Core::new(settings, seed, facts, auth, mailbox, now),
             drain_deadline_ms: NEVER,
             due: Vec::new(),
         }
@@ -109,6 +118,7 @@ impl Shard {
         self.core.counters.turns += 1;
         std::mem::swap(&mut self.core.ops, &mut output.ring);
         std::mem::swap(&mut self.core.requests, &mut output.storage);
+        self.feel_pressure(input.lag_ms);
         for event in input.storage.drain(..) {
             self.chat.storage(now, event, &mut self.core);
             self.settle();
@@ -126,6 +136,15 @@ impl Shard {
         self.core.flush();
         std::mem::swap(&mut self.core.requests, &mut output.storage);
         std::mem::swap(&mut self.core.ops, &mut output.ring);
+    }
+
+    /// Measures once per turn how near the shard is to its limits, for what it is to shed.
+    fn feel_pressure(&mut self, lag_ms: u64) {
+        let (requests, requests_max) = self.core.mailbox.fullest();
+        let mail = Pressure::of(requests, requests_max);
+        let lag = Pressure::of_all(lag_ms, LAG_MAX_MS);
+        self.core.pressure = self.chat.pressure(self.core.now).max(mail).max(lag);
+        self.chat.set_pressure(self.core.pressure);
     }
 
     /// Puts bugs into this shard's rules and mailboxes.

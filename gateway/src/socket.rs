@@ -13,6 +13,7 @@ use wire::writer::{Opcode, write_close_answer, write_frame};
 
 use crate::auth::Identity;
 use crate::effects::error_frame;
+use crate::rate::Admission;
 use crate::shard::Shard;
 use crate::table::{Deadline, Flag, NEVER, Socket, Stage};
 
@@ -69,7 +70,8 @@ impl Shard {
         self.core.counters.frames_in += 1;
         let body_bytes_max = self.core.settings.body_bytes_max;
         match catch_unwind(AssertUnwindSafe(|| decode_client(text, body_bytes_max))) {
-            Ok(Ok(frame)) => self.client_frame(index, &frame),
+            Ok(Ok(frame)) if self.admits(index, &frame) => self.client_frame(index, &frame),
+            Ok(Ok(_)) => {}
             Ok(Err(error)) => {
                 self.core.counters.frames_bad += 1;
                 self.tell(index, error.frame());
@@ -80,6 +82,38 @@ impl Shard {
             self.core.counters.overfull += 1;
             self.core.cut(index);
         }
+    }
+
+    /// Whether the client may send a frame now; tells it if not, and closes if it floods. What only takes load
+    /// away is counted, and never refused.
+    fn admits(&mut self, index: u32, frame: &ClientFrame<'_>) -> bool {
+        let client = self.core.table.client(index);
+        let flags = &mut self.core.table.get(index).flags;
+        let admission = self.core.rate.charge(self.core.now.monotonic_ms, client, flags.has(Flag::Limited));
+        let after_ms = match admission {
+            Admission::Admitted => {
+                self.core.table.get(index).flags.lower(Flag::Limited);
+                return true;
+            }
+            Admission::Limited { after_ms } => after_ms,
+            Admission::Flood => {
+                self.core.counters.floods += 1;
+                self.core.close_socket(index, CloseCode::Flood);
+                return false;
+            }
+        };
+        self.core.table.get(index).flags.raise(Flag::Limited);
+        let session = self.socket(index).and_then(|socket| socket.session);
+        match (frame, session) {
+            (ClientFrame::Beat { .. } | ClientFrame::Skip { .. } | ClientFrame::Auth { .. }, _) => return true,
+            (frame, Some(session)) => {
+                let error = (ErrorCode::RateLimited, after_ms);
+                self.chat.refuse(self.core.now, session, frame, error, &mut self.core);
+            }
+            (_, None) => self.tell(index, error_frame(ErrorCode::RateLimited, None, Some(after_ms))),
+        }
+        self.core.counters.rate_limited += 1;
+        false
     }
 
     fn client_frame(&mut self, index: u32, frame: &ClientFrame<'_>) {
@@ -214,6 +248,10 @@ impl Shard {
     /// The stage's deadline has passed: no `open`, or no sign of life.
     pub(crate) fn socket_late(&mut self, index: u32) {
         let is_open = self.socket(index).is_some_and(|socket| socket.session.is_some());
+        if is_open && self.core.table.get(index).flags.has(Flag::Paused) {
+            // Nothing is read from it, so its silence says nothing; whether it takes anything, `stall_ms` sees.
+            return self.core.heard_from(index);
+        }
         self.core.counters.idle_timeouts += 1;
         self.core.close_socket(index, if is_open { CloseCode::Idle } else { CloseCode::OpenTimeout });
     }

@@ -220,6 +220,8 @@ pub(crate) enum Flag {
     Arriving = 1 << 7,
     /// The peer has finished sending.
     Eof = 1 << 8,
+    /// WebSocket: it sends too many frames, and the last one was refused.
+    Limited = 1 << 9,
 }
 
 /// The flags that are up.

@@ -4,7 +4,7 @@ use wire::http::Request;
 use wire::protocol::{ErrorCode, ServerFrame};
 use wire::upgrade::{SUBPROTOCOL_JSON, Subprotocol, UpgradeError, check_upgrade, write_switching};
 
-use chat::Effects;
+use chat::{Effects, Work};
 use storage::seam::Class;
 
 use crate::auth::Identity;
@@ -21,6 +21,11 @@ impl Shard {
             Ok(upgrade) => upgrade,
             Err(error) => return self.refuse_handshake(index, request, error),
         };
+        if self.core.pressure.sheds(Work::Handshake) {
+            self.core.counters.shed_handshakes += 1;
+            let detail = "The server is refusing new work; connect again later.";
+            return self.refuse(index, request, 503, detail, &[("Retry-After", "1")]);
+        }
         let subprotocol = match upgrade.subprotocol {
             Subprotocol::Json => Some(SUBPROTOCOL_JSON),
             Subprotocol::NotOffered => None,

@@ -337,6 +337,15 @@ impl Mailbox {
         self.outboxes.iter().any(|outbox| outbox.has_unsent() && !outbox.channel.is_full())
     }
 
+    /// What the fullest of the mailboxes holds of what makes it refuse requests, and at how much it does.
+    pub fn fullest(&self) -> (u64, u64) {
+        let requests = self.outboxes.iter().map(|outbox| outbox.outstanding).max().unwrap_or(0);
+        let bytes = self.outboxes.iter().map(|outbox| outbox.batch.bytes.len()).max().unwrap_or(0);
+        let requests = (u64::from(requests), u64::from(self.limits.requests_max));
+        let bytes = (bytes as u64, self.limits.request_bytes_max as u64);
+        if requests.0 * bytes.1 >= bytes.0 * requests.1 { requests } else { bytes }
+    }
+
     /// Requests posted to that shard that it has not answered yet.
     pub fn outstanding(&self, to: u16) -> u32 {
         self.outboxes[usize::from(to)].outstanding

@@ -63,6 +63,7 @@ fn settings(plan: &Plan, shard: u16) -> ShardSettings {
         stall_ms: 30_000,
         idle_ms: 30_000,
         request_ms: 10_000,
+        frames: plan.frames,
     }
 }
 
@@ -164,13 +165,14 @@ impl Node {
     }
 
     /// Lets a shard take its turn.
-    pub fn turn(&mut self, shard: usize, now: Now, net: &mut Net) {
+    pub fn turn(&mut self, shard: usize, now: Now, lag_ms: u64, net: &mut Net) {
         let host = &mut self.hosts[shard];
         if std::mem::take(&mut host.asleep) {
             host.shard.mailbox().woken();
         }
         host.bell.store(false, Ordering::Relaxed);
         self.store.poll(shard as u16, &mut host.input.storage);
+        host.input.lag_ms = lag_ms;
         host.shard.turn(now, &mut host.input, &mut host.output);
         host.input.ring.clear();
         net.submit(&mut host.output.ring, &mut host.input.ring);

@@ -1,6 +1,7 @@
 //! What one world is like: everything is drawn from its seed before it begins.
 
 use chat::Limits;
+use gateway::rate::FrameRate;
 use shard_router::MailLimits;
 use storage::journal::JournalConfig;
 use storage::lane::LaneConfig;
@@ -34,6 +35,10 @@ pub struct Plan {
     pub jumps: u32,
     /// In a thousand connections: read slowly.
     pub slow: u32,
+    /// For how long turns take at most, as the shards are told.
+    pub lag_ms: u64,
+    /// Frames that one phone may send.
+    pub frames: FrameRate,
 }
 
 impl Plan {
@@ -57,7 +62,18 @@ impl Plan {
             disk_faults: if rng.one_in(2) { 0 } else { rng.below(100) as u32 },
             jumps: if rng.one_in(2) { 0 } else { rng.below(60) as u32 },
             slow: if rng.one_in(2) { 0 } else { 400 },
+            lag_ms: if rng.one_in(4) { 600 } else { 0 },
+            frames: frames(rng),
         }
+    }
+}
+
+/// Few enough now and then for phones to be refused, and to be closed.
+fn frames(rng: &mut Rng) -> FrameRate {
+    if rng.one_in(4) {
+        FrameRate { per_second: 50, at_once: 32 }
+    } else {
+        FrameRate { per_second: 10_000, at_once: 40_000 }
     }
 }
 
@@ -74,6 +90,9 @@ fn limits(rng: &mut Rng) -> Limits {
         pending_per_conversation_max: rng.between(1, 6) as u32,
         pending_bytes_max: rng.between(200, 2_000) as u32,
         parked_bytes_max: rng.between(200, 2_000) as u32,
+        new_conversations_max: 1_000,
+        new_conversations_window_ms: 3_600_000,
+        lists_per_user_max: rng.between(1, 4) as u32,
         pulls_max: rng.between(1, 4) as u32,
         page_bytes_max: rng.between(100, 600) as u32,
         conversations_max: rng.between(1, 6) as u32,

@@ -349,7 +349,8 @@ impl World {
             Action::Turn(shard) => {
                 self.figures.turns += 1;
                 let now = self.now();
-                self.node.turn(shard, now, &mut self.net);
+                let lag_ms = if self.is_calm { 0 } else { self.rng.below(self.plan.lag_ms + 1) };
+                self.node.turn(shard, now, lag_ms, &mut self.net);
             }
             Action::Store => {
                 if let Err(error) = self.node.store.step(self.now_us) {

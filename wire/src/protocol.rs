@@ -348,7 +348,7 @@ codes! {
     Unauthorized "unauthorized" 401 false "The token is missing, invalid or expired.",
     InvalidSession "invalid_session" 401 false "The resume ticket is not valid; open with a token.",
     TooManySessions "too_many_sessions" 429 true "The user has as many sessions as allowed.",
-    TooManyConversations "too_many_conversations" 429 false "The user has as many conversations as allowed.",
+    TooManyConversations "too_many_conversations" 429 false "The user has begun as many conversations as allowed for now.",
     NotOwner "not_owner" 503 true "Another node owns this conversation now; reconnect.",
 }
 

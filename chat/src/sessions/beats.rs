@@ -5,6 +5,7 @@ use wire::protocol::{ErrorCode, ServerFrame};
 
 use super::{Asked, BEAT_BIT, SPARE_MAX, SessionKey, Sessions};
 use crate::effects::Effects;
+use crate::pressure::Work;
 use crate::receipts::Receipts;
 
 impl Sessions {
@@ -30,6 +31,10 @@ impl Sessions {
     }
 
     fn give_marks<E: Effects>(&mut self, key: SessionKey, receipts: &mut Receipts, fx: &mut E) {
+        if self.pressure.sheds(Work::Receipt) {
+            self.counters.shed_receipts += receipts.due().count() as u64;
+            return;
+        }
         for mark in receipts.due() {
             let request = self.request(key, Asked::Other);
             let request = Request { number: request.number | BEAT_BIT, ..request };

@@ -131,9 +131,9 @@ impl Sessions {
         let held = &mut session.trouble.get_or_insert_default().sends;
         // `retry` only says that an earlier one failed, which is known by then.
         if code == ErrorCode::Retry {
-            held.held_back(send, by)
+            held.held_back(send, by);
         } else {
-            held.failed(send, by)
+            held.failed(send, by);
         }
         session.tidy();
         self.bound_held_sends(key, fx);

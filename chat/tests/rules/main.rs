@@ -1,6 +1,7 @@
 //! One shard's rules, seen from outside.
 
 mod hostile;
+mod limits;
 mod order;
 mod promises;
 mod world;

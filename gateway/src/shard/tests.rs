@@ -46,6 +46,7 @@ fn settings() -> ShardSettings {
         stall_ms: 30_000,
         idle_ms: 30_000,
         request_ms: 10_000,
+        frames: FrameRate { per_second: 100, at_once: 1_000 },
     }
 }
 
@@ -361,6 +362,108 @@ fn a_client_that_stays_silent_is_gone_after_a_minute() {
     assert!(!world.heard(alice).last().unwrap().starts_with("close"));
     world.pass(200);
     assert_eq!(world.heard(alice).last().unwrap(), "close 4003");
+}
+
+/// What it says while we do not read from it cannot be heard; only whether it takes something counts.
+#[test]
+fn a_client_that_is_not_read_from_is_not_called_silent() {
+    let mut world = world();
+    let (alice, bob) = (world.open(1, 3_600), world.open(2, 3_600));
+    world.peers_read = false;
+    for _ in 0..100 {
+        world.say(bob, &format!(r#"{{"type":"pull","conv":"dm.1.2","x":"{}"}}"#, "x".repeat(100)));
+        world.say(bob, r#"{"type":"nothing like it"}"#);
+    }
+    assert!(world.ops.contains(&Op::PauseReceive { connection: bob }));
+    for _ in 0..10 {
+        world.pass(20_000);
+        world.say(alice, r#"{"type":"beat","received":0}"#);
+        // It takes a little: that is progress, and all that can be known.
+        for connection in [alice, bob] {
+            world.input.ring.push(Event::SendProgress { connection, bytes: 1 });
+        }
+        world.turn();
+    }
+    assert!(!world.ended(bob) && !world.heard(bob).iter().any(|text| text.starts_with("close")));
+    world.peers_read = true;
+    for _ in 0..2 {
+        if let Some(buffer) = world.outstanding[bob.slot() as usize].take() {
+            world.input.ring.push(Event::Sent { connection: bob, buffer });
+        }
+        world.turn();
+    }
+    assert!(world.ops.contains(&Op::ResumeReceive { connection: bob }));
+    world.pass(59_900);
+    assert!(!world.heard(bob).iter().any(|text| text.starts_with("close")));
+    world.pass(200);
+    assert_eq!(world.heard(bob).last().unwrap(), "close 4003");
+}
+
+#[test]
+fn too_many_frames_are_refused_and_a_flood_is_closed() {
+    let mut world = world();
+    let alice = world.open(1, 3_600);
+    let send = |n: u32| {
+        format!(r#"{{"type":"send","id":"018f0e2a-7c11-7abc-8def-{n:012}","to":"2","kind":"text","body":"x"}}"#)
+    };
+    for n in 0..2_000 {
+        world.say(alice, &send(n));
+    }
+    let heard = world.heard(alice);
+    let count = |what: &str| heard.iter().filter(|text| text.contains(what)).count();
+    assert!((800..1_200).contains(&count(r#""stored""#)), "{} stored", count(r#""stored""#));
+    assert!(count("rate_limited") > 0);
+    // The first that was refused comes again before any other passes.
+    let first = count(r#""stored""#) as u32;
+    assert_eq!(count(r#""code":"retry""#) + count("rate_limited") + count(r#""stored""#), 2_000);
+    world.pass(20_000);
+    world.say(alice, &send(first + 1));
+    assert!(world.heard(alice).last().unwrap().contains(r#""code":"retry""#));
+    world.say(alice, &send(first));
+    assert!(world.heard(alice).last().unwrap().contains(r#""stored""#));
+    for n in 0..12_000 {
+        world.say(alice, &send(n));
+    }
+    assert_eq!(world.heard(alice).last().unwrap(), "close 4008");
+    assert!(world.shard.counters().rate_limited > 0 && world.shard.counters().floods == 1);
+}
+
+/// P13: each kind of work in its turn, and nothing that was accepted before.
+#[test]
+fn under_pressure_a_shard_sheds_in_order() {
+    let mut world = world();
+    let (alice, bob) = (world.open(1, 3_600), world.open(2, 3_600));
+    world
+        .say(alice, r#"{"type":"send","id":"018f0e2a-7c11-7abc-8def-000000000000","to":"2","kind":"text","body":"x"}"#);
+    let mut id = 0;
+    for lag_ms in (0..=600).step_by(25) {
+        world.input.lag_ms = lag_ms;
+        world.say(bob, r#"{"type":"signal","conv":"dm.1.2","name":"typing","body":""}"#);
+        let signal = world.heard(alice).last().unwrap().contains("typing");
+        world.say(bob, r#"{"type":"mark","conv":"dm.1.2","read":1}"#);
+        let mark = !world.heard(bob).last().unwrap().contains("overloaded");
+        world.say(bob, r#"{"type":"pull","conv":"dm.1.2"}"#);
+        let pull = world.heard(bob).last().unwrap().contains("page");
+        let handshake = world.upgrade("/ws");
+        let handshake = world.sent[handshake.slot() as usize].starts_with(b"HTTP/1.1 101");
+        id += 1;
+        let send =
+            format!(r#"{{"type":"send","id":"018f0e2a-7c11-7abc-8def-{id:012}","to":"2","kind":"text","body":"x"}}"#);
+        world.say(alice, &send);
+        let stored = world.heard(alice).last().unwrap().contains("stored");
+        let done = [signal, mark, pull, handshake, stored];
+        let shed = [250, 325, 375, 450, 500].map(|from_ms| lag_ms >= from_ms);
+        assert_eq!(done, shed.map(|shed| !shed), "at {lag_ms} ms");
+        // Acknowledgements go on, whatever else does not.
+        world.say(bob, r#"{"type":"beat","received":1}"#);
+        assert!(world.heard(bob).last().unwrap().contains("beat"));
+        if stored {
+            world.say(alice, r#"{"type":"beat","received":0}"#);
+        }
+    }
+    let chat = world.shard.chat().counters();
+    assert!(chat.shed_signals > chat.shed_receipts && chat.shed_receipts > chat.shed_scans);
+    assert!(chat.shed_scans > world.shard.counters().shed_handshakes && chat.shed_sends > 0);
 }
 
 #[test]
