@@ -1,10 +1,9 @@
 //! Keeps one sender's order across a failure (P5).
 //!
 //! A session counts the failures in a conversation, apart for each owner on the way. When an owner refuses a
-//! send retryably it remembers the count of its own failures that the send carried; whatever arrives behind it
-//! with a count not above that one was sent before the client knew, and is answered `retry`. A send with a
-//! higher count comes from a client that knows, and clears the memory. Sends in flight are bounded, so the
-//! table is.
+//! send retryably it numbers that failure and tells the number; whatever comes behind it with a count not above
+//! that was sent before the client knew, and is answered `retry`. When a send with a higher count, from a client
+//! that knows, has had its turn, the memory is cleared. Sends in flight are bounded, so the table is.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -31,30 +30,36 @@ impl Fences {
     }
 
     /// The failure that a send follows without knowing of it; `fence` is how many of this owner's it knows.
-    pub fn blocks(&mut self, session: SessionAddress, conversation: ConversationId, fence: u32) -> Option<u32> {
+    pub fn blocks(&self, session: SessionAddress, conversation: ConversationId, fence: u32) -> Option<u32> {
         if self.failed.is_empty() {
             return None;
         }
-        let key = (session, conversation);
-        let failed = self.failed.get(&key)?.0;
-        if fence <= failed {
-            return Some(failed);
-        }
-        self.failed.remove(&key);
-        None
+        let failed = self.failed.get(&(session, conversation))?.0;
+        (fence <= failed).then_some(failed)
     }
 
-    /// `send` was refused and its sender will be told to try again.
-    pub fn failed(&mut self, session: SessionAddress, conversation: ConversationId, fence: u32) {
+    /// A send has its turn that nothing blocks: everything in front of it has had its own.
+    pub fn passes(&mut self, session: SessionAddress, conversation: ConversationId, fence: u32) {
+        if !self.failed.is_empty()
+            && self.failed.get(&(session, conversation)).is_some_and(|(failed, _)| fence > *failed)
+        {
+            self.failed.remove(&(session, conversation));
+        }
+    }
+
+    /// A send was refused and its sender will be told to try again. Says the number of this failure: one more than
+    /// that of the last, for who sent with that one known may not know of this one.
+    pub fn failed(&mut self, session: SessionAddress, conversation: ConversationId, fence: u32) -> u32 {
         let key = (session, conversation);
-        if let Some((failed, _)) = self.failed.get_mut(&key) {
-            // An older send may fail later than a newer one: what the newer one blocks stays blocked.
-            *failed = fence.max(*failed);
+        let number = if let Some((failed, _)) = self.failed.get_mut(&key) {
+            *failed = fence.max(*failed + 1);
+            *failed
         } else {
             self.stamp += 1;
             self.failed.insert(key, (fence, self.stamp));
             self.order.push_back((key, self.stamp));
-        }
+            fence
+        };
         while self.order.len() > self.max {
             let (oldest, stamp) = self.order.pop_front().expect("longer than max");
             // The same sender may have failed again since: that failure is not the oldest.
@@ -62,6 +67,7 @@ impl Fences {
                 self.failed.remove(&oldest);
             }
         }
+        number
     }
 }
 
@@ -78,9 +84,22 @@ mod tests {
         let mut fences = Fences::new(2, SeededState::new(1));
         fences.failed(session(1), conversation, 0);
         assert_eq!(fences.blocks(session(1), conversation, 1), None, "a sender that knows passes");
+        fences.passes(session(1), conversation, 1);
         fences.failed(session(1), conversation, 1);
         fences.failed(session(2), conversation, 0);
         assert_eq!(fences.blocks(session(1), conversation, 1), Some(1));
         assert_eq!(fences.blocks(session(2), conversation, 0), Some(0));
+    }
+
+    #[test]
+    fn who_knows_of_one_failure_does_not_know_of_the_next() {
+        let conversation = ConversationId::direct(UserId(1), UserId(2));
+        let session = SessionAddress { shard: 0, index: 1, generation: 1 };
+        let mut fences = Fences::new(8, SeededState::new(1));
+        // The second send fails at once and comes again; the first, in front of it all the time, fails then.
+        assert_eq!(fences.failed(session, conversation, 0), 0);
+        assert_eq!(fences.blocks(session, conversation, 1), None);
+        assert_eq!(fences.failed(session, conversation, 0), 1);
+        assert_eq!(fences.blocks(session, conversation, 1), Some(1));
     }
 }

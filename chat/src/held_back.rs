@@ -19,8 +19,9 @@ struct HeldBack {
     /// The failed send that must come again, or be skipped, before others pass: of those that failed, the
     /// one that was sent first. With the number of its request.
     waits_for: Option<(u32, ClientMessageId)>,
-    /// Since nothing is waited for: the request from which on sends carry this fence.
+    /// Since nothing is waited for: the request from which on sends carry this fence, and the one that had failed.
     passes_from: u32,
+    dealt_with: u32,
 }
 
 /// One session's conversations in which a send has failed.
@@ -49,7 +50,8 @@ impl HeldSends {
 
     fn of_or_new(&mut self, conversation: ConversationId) -> &mut HeldBack {
         let at = self.0.iter().position(|held| held.conversation == conversation).unwrap_or_else(|| {
-            self.0.push(HeldBack { conversation, fence: Fence::default(), waits_for: None, passes_from: 0 });
+            let (fence, waits_for) = (Fence::default(), None);
+            self.0.push(HeldBack { conversation, fence, waits_for, passes_from: 0, dealt_with: 0 });
             self.0.len() - 1
         });
         &mut self.0[at]
@@ -64,18 +66,14 @@ impl HeldSends {
         number: u32,
     ) -> Option<Fence> {
         let Some(held) = self.of(conversation) else { return Some(Fence::default()) };
-        if held.waits_for.is_some_and(|(_, failed)| failed == id || Some(failed) == skip) {
-            (held.waits_for, held.passes_from) = (None, number);
-        }
+        held.deal_with(number, |failed| failed == id || Some(failed) == skip);
         held.waits_for.is_none().then_some(held.fence)
     }
 
     /// The client gives a failed send up; the next request will be `number`.
     pub(crate) fn skip(&mut self, conversation: ConversationId, id: ClientMessageId, number: u32) {
-        if let Some(held) = self.of(conversation)
-            && held.waits_for.is_some_and(|(_, failed)| failed == id)
-        {
-            (held.waits_for, held.passes_from) = (None, number);
+        if let Some(held) = self.of(conversation) {
+            held.deal_with(number, |failed| failed == id);
         }
     }
 
@@ -86,15 +84,16 @@ impl HeldSends {
         held.wait_for(send);
     }
 
-    /// A send was refused retryably: what the client sent behind it is held back until it comes again.
+    /// A send was refused retryably: what the client sent behind it is held back until it comes again. Its fence
+    /// says the number of the failure.
     pub(crate) fn failed(&mut self, mut send: FailedSend, by: Hop) {
         let held = self.of_or_new(send.conversation);
         let is_news = *send.fence.of(by) >= *held.fence.of(by);
         *send.fence.of(by) += 1;
         held.fence = send.fence.max(held.fence);
-        // Answers need not come in the order of the sends. One that was sent before the client knew of a failure
-        // that it has dealt with since is for the client to put into its place.
-        if is_news || held.waits_for.is_some() {
+        // Answers need not come in the order of the sends. One that was sent behind a failed one which the client
+        // has dealt with since, before it knew of that, is for the client to put into its place.
+        if is_news || held.waits_for.is_some() || is_before(send.number, held.dealt_with) {
             held.wait_for(send);
         }
     }
@@ -130,6 +129,13 @@ impl HeldSends {
 }
 
 impl HeldBack {
+    /// The failed send comes again as request `number`, or is given up before it.
+    fn deal_with(&mut self, number: u32, is_it: impl Fn(ClientMessageId) -> bool) {
+        if let Some((failed, _)) = self.waits_for.take_if(|(_, id)| is_it(*id)) {
+            (self.passes_from, self.dealt_with) = (number, failed);
+        }
+    }
+
     fn wait_for(&mut self, send: FailedSend) {
         if self.waits_for.is_none_or(|(number, _)| is_before(send.number, number)) {
             self.waits_for = Some((send.number, send.id));

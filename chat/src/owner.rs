@@ -279,24 +279,24 @@ impl Owner {
         fx: &mut E,
     ) {
         let Some((request, id)) = request_of(&letter.mail) else { return };
-        let send = if let Mail::Send(send) = &letter.mail { Some(send) } else { None };
-        if let Some(send) = send
+        let mut send = if let Mail::Send(send) = letter.mail { Some(send) } else { None };
+        if let Some(send) = &mut send
             && code.retryable()
         {
-            self.fences.failed(request.session, id, send.fence.conversation);
+            send.fence.conversation = self.fences.failed(request.session, id, send.fence.conversation);
         }
-        refuse(fx, request, Some(id), send, code, after_ms);
+        refuse(fx, request, Some(id), send.as_ref(), code, after_ms);
     }
 
     /// Sends failed when their turn came: those of the same senders that wait behind them are held back too.
-    /// All failures of one moment come together, so that what waits is looked through once.
-    pub(crate) fn hold_back(&mut self, id: ConversationId, failed: impl IntoIterator<Item = (Request, Fence)>) {
+    /// All failures of one moment come together, so that what waits is looked through once. Their fences become
+    /// what their senders are to be told.
+    pub(crate) fn hold_back<'a>(&mut self, id: ConversationId, failed: impl Iterator<Item = (Request, &'a mut Fence)>) {
         let mut fences: BTreeMap<SessionAddress, u32> = BTreeMap::new();
         // A request over REST is a session of its own: nothing comes behind it.
-        for (request, fence) in failed.into_iter().filter(|(request, _)| request.device != DeviceId(0)) {
-            self.fences.failed(request.session, id, fence.conversation);
-            let highest = fences.entry(request.session).or_default();
-            *highest = fence.conversation.max(*highest);
+        for (request, fence) in failed.filter(|(request, _)| request.device != DeviceId(0)) {
+            fence.conversation = self.fences.failed(request.session, id, fence.conversation);
+            fences.insert(request.session, fence.conversation);
         }
         let Some(entry) = self.loaded(id).filter(|_| !fences.is_empty()) else { return };
         for parked in entry.parked.iter_mut().filter(|parked| !matches!(parked.what, Waiting::Replay(_))) {
@@ -307,6 +307,15 @@ impl Owner {
                 parked.held_back = true;
             }
         }
+    }
+
+    /// Refuses a send whose turn had come.
+    pub(crate) fn refuse_send<E: Effects>(&mut self, send: &SendMail, code: ErrorCode, fx: &mut E) {
+        let mut send = *send;
+        if code.retryable() {
+            self.hold_back(send.conversation, std::iter::once((send.request, &mut send.fence)));
+        }
+        refuse(fx, send.request, Some(send.conversation), Some(&send), code, 1_000);
     }
 
     /// The conversation's entry; asks storage for its head if it is not in memory.
@@ -354,6 +363,7 @@ impl Owner {
     fn run<E: Effects>(&mut self, now: Now, letter: &Letter<'_>, looked_up: LookedUp, fx: &mut E) {
         match letter.mail {
             Mail::Send(send) => {
+                self.fences.passes(send.request.session, send.conversation, send.fence.conversation);
                 let body = std::str::from_utf8(letter.payload).expect("sessions pass on UTF-8 only");
                 if self.send(now, &send, body, looked_up, fx).is_err() {
                     self.look_up(&send, letter, fx);
@@ -513,13 +523,9 @@ impl Owner {
                 let parked = entry.parked.pop_front().expect("the send waits in front");
                 self.parked_bytes -= parked.bytes.len();
                 self.counters.read_errors += 1;
-                let letter = own_letter(&parked.bytes);
-                if let Mail::Send(send) = &letter.mail
-                    && code.retryable()
-                {
-                    self.hold_back(id, [(send.request, send.fence)]);
+                if let Mail::Send(send) = own_letter(&parked.bytes).mail {
+                    self.refuse_send(&send, code, fx);
                 }
-                self.refuse_letter(&letter, code, 1_000, fx);
             }
         }
         self.resume(now, id, fx);

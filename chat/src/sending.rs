@@ -183,8 +183,7 @@ impl Owner {
         if over || self.is_stalled(now) {
             self.counters.pending_refused += 1;
             let code = if over { ErrorCode::Overloaded } else { ErrorCode::Unavailable };
-            self.hold_back(id, [(send.request, send.fence)]);
-            return refuse(fx, send.request, Some(id), Some(send), code, 1_000);
+            return self.refuse_send(send, code, fx);
         }
         let before = self.loaded(id).expect("loaded").proposed;
         if before.head == 0 && !self.begun.may_begin(now.monotonic_ms, send.request.user) {
@@ -377,8 +376,8 @@ impl Owner {
         code: ErrorCode,
         fx: &mut E,
     ) {
-        let all: Vec<_> = waiters.flat_map(|(id, waiters)| waiters.all().map(move |waiter| (id, waiter))).collect();
-        self.hold_back(conversation, all.iter().map(|&(_, waiter)| waiter));
+        let mut all: Vec<_> = waiters.flat_map(|(id, waiters)| waiters.all().map(move |waiter| (id, waiter))).collect();
+        self.hold_back(conversation, all.iter_mut().map(|(_, (request, fence))| (*request, fence)));
         for (id, (request, fence)) in all {
             let (conversation, id, by) = (Some(conversation), Some(id), Hop::Conversation);
             let refused = Mail::Refused { request, conversation, id, code, after_ms: 1_000, by, fence };

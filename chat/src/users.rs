@@ -190,6 +190,9 @@ impl Users {
         let send = if let Mail::Send(send) = &letter.mail { Some(send) } else { None };
         let behind = send.and_then(|send| self.fences.blocks(request.session, conversation, send.fence.user));
         if behind.is_none() && fx.post(&Letter { to: Address::Conversation(conversation), ..*letter }) {
+            if let Some(send) = send {
+                self.fences.passes(request.session, conversation, send.fence.user);
+            }
             return;
         }
         let mut fence = send.map_or(Fence::default(), |send| send.fence);
@@ -198,7 +201,7 @@ impl Users {
         } else {
             self.counters.mailbox_refused += 1;
             if send.is_some() {
-                self.fences.failed(request.session, conversation, fence.user);
+                fence.user = self.fences.failed(request.session, conversation, fence.user);
             }
         }
         let mail = Mail::Refused {

@@ -69,8 +69,8 @@ pub struct Request {
 
 /// Retryable failures in one conversation that a session knew of when it sent, counted apart by whose they were.
 ///
-/// A send that knows no more failures of an owner than the last one there is answered `retry`, which keeps the
-/// order of one sender (P5). One count for both would not do: a send that knows of the failure of one owner
+/// A send that does not know of the last failure of an owner there is answered `retry`, which keeps the order of
+/// one sender (P5). One count for both would not do: a send that knows of the failure of one owner
 /// could pass the other while that one's own refusal is still on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Archive, Serialize, Deserialize)]
 pub struct Fence {
@@ -192,8 +192,8 @@ pub enum Mail {
     /// Answer to `Open`, `List` and `Changes`. Payload: letters `Summary`, one behind the other.
     /// `next` is how many of the list to skip to go on behind it.
     Listed { request: Request, result: OpenResult, change: ChangeNumber, more: bool, next: u32, ahead: bool },
-    /// It was not done. `fence` repeats the send's, `id` the message's. With `retry`, `fence` says instead which
-    /// failure of the owner stands in the way.
+    /// It was not done. `id` is the message's. `fence` is the send's, but for the owner that refused: there it is
+    /// the number of this failure, or with `retry` of the one that stands in the way.
     Refused {
         request: Request,
         conversation: Option<ConversationId>,

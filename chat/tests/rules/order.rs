@@ -1,7 +1,7 @@
 //! The sends of one connection in one conversation keep their order (P5).
 
 use chat::Limits;
-use storage_seam::Outcome;
+use storage_seam::{Outcome, ReadError, Rows, StorageEvent};
 use wire::ids::{ConversationId, UserId};
 use wire::mail::Address;
 use wire::protocol::ClientFrame;
@@ -103,4 +103,41 @@ fn failures_in_many_conversations_that_were_all_resolved_do_no_harm() {
         many_resolved_failures(|to| matches!(to, Address::User(_)), skips);
         many_resolved_failures(|to| matches!(to, Address::Conversation(_)), skips);
     }
+}
+
+/// The second send fails and comes again; the first, in front of it all the time, fails only then.
+#[test]
+fn a_send_that_fails_after_a_later_one_came_again_is_waited_for() {
+    let mut world = World::new(Limits { parked_bytes_max: 2_500, ..Limits::default() });
+    let a = world.open(1, A, 1, None);
+    let body = "x".repeat(1_000);
+    world.reads_wait = true;
+    world.send(a, UserId(9), &body);
+    let first = world.send(a, B, &body);
+    let second = world.send(a, B, &body);
+    world.settle();
+    assert_eq!(count(&world.take(1), "overloaded"), 1);
+    // The other conversation is there: now there is room.
+    let mut reads = std::mem::take(&mut world.reads).into_iter();
+    let mut answer = |world: &mut World, answer| {
+        let (ticket, _) = reads.next().expect("two conversations are read");
+        world.event(StorageEvent::Read(ticket, answer));
+        world.settle();
+    };
+    answer(&mut world, Ok(Rows::default()));
+    world.send_as(a, second, B, &body);
+    world.settle();
+    answer(&mut world, Err(ReadError::Unavailable("away".to_owned())));
+    world.reads_wait = false;
+    let told = world.take(1);
+    assert_eq!(count(&told, r#""code":"unavailable""#), 2, "{told:?}");
+    world.send_as(a, second, B, &body);
+    world.settle();
+    assert_eq!(count(&world.take(1), r#""code":"retry""#), 1);
+    world.send_as(a, first, B, &body);
+    world.send_as(a, second, B, &body);
+    world.settle();
+    let told = world.take(1);
+    let seq = |n: u64, id: &str| told.iter().any(|f| f.contains(id) && f.contains(&format!(r#""seq":{n},"#)));
+    assert!(seq(1, &first.to_string()) && seq(2, &second.to_string()), "{told:?}");
 }
