@@ -45,6 +45,12 @@ pub fn slope(points: &[(f64, f64)]) -> f64 {
     median(&pairs.map(|(one, other)| (other.1 - one.1) / (other.0 - one.0)).collect::<Vec<_>>())
 }
 
+/// What the second value would be at nothing: the median over the points, by their common [`slope`].
+pub fn intercept(points: &[(f64, f64)]) -> f64 {
+    let slope = slope(points);
+    median(&points.iter().map(|(x, y)| y - slope * x).collect::<Vec<_>>())
+}
+
 /// Between which values the median lies with 95 % confidence, by resampling.
 pub fn bootstrap(values: &[f64]) -> (f64, f64) {
     const SAMPLES: usize = 10_000;
@@ -122,5 +128,6 @@ mod tests {
         assert!((slope(&points) - 3.0).abs() < 1e-9);
         points[0].1 += 1_000.0;
         assert!((slope(&points) - 3.0).abs() < 1e-9);
+        assert!((intercept(&points) - 100.0).abs() < 1e-9);
     }
 }

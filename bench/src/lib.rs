@@ -16,6 +16,7 @@ pub mod loads;
 pub mod opened;
 pub mod peers;
 pub mod pieces;
+pub mod idle;
 pub mod probe;
 pub mod raw;
 pub mod routed;

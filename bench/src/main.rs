@@ -5,12 +5,12 @@
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use bench::echo;
-use bench::figures::{Scratch, median, save, slope};
+use bench::figures::{Scratch, save};
 use bench::server::{Process, Trouble, cpu_ns};
+use bench::{echo, idle};
 use clap::{Parser, Subcommand};
 use loadgen::key::TokenKey;
 use loadgen::result::{Distribution, RunResult};
@@ -37,13 +37,13 @@ enum What {
         #[arg(long, default_value_t = 400)]
         moment_ms: u64,
     },
-    /// User bytes per idle session: the slope up to 15,000 sessions.
+    /// User bytes per idle session: the slope from 5,000 to 15,000 sessions, by owner.
     Idle {
-        #[arg(long, default_value_t = 3)]
+        #[arg(long, default_value_t = 2)]
         rounds: u32,
         /// Seconds of idling before memory is read.
-        #[arg(long, default_value_t = 10)]
-        hold: u64,
+        #[arg(long, default_value_t = 30)]
+        rest: u64,
     },
     /// Durable messages per second: saturated, and at a given rate with its latencies.
     Durable {
@@ -99,7 +99,7 @@ enum What {
 fn main() -> ExitCode {
     let done = match Arguments::parse().what {
         What::Echo { connections, rounds, moment_ms } => echo::run(connections, rounds, moment_ms),
-        What::Idle { rounds, hold } => idle(rounds, hold),
+        What::Idle { rounds, rest } => idle::run(rounds, rest),
         What::Durable { users, rate, seconds } => durable(users, rate, seconds),
         What::Syscalls { users, seconds } => syscalls(users, seconds),
         What::Floor(orders) => bench::floor::run(&orders),
@@ -121,82 +121,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn idle(rounds: u32, hold: u64) -> Result<(), Trouble> {
-    const STEP: u32 = 2_500;
-    const STEPS: u32 = 6;
-    let method = format!(
-        "Sessions of distinct users, opened by token, 1,000 a second, and beating every 30 s; every {STEP} up to {} the \
-         server's Pss_Anon (/proc/PID/smaps_rollup) is read, {hold} s after the last opened.\nThe median of the slopes \
-         between all pairs of points (Theil-Sen): a buffer that grows or goes once moves a few of them only. A fresh \
-         server each round; the allocator gives freed pages back at once (MIMALLOC_PURGE_DELAY=0).",
-        STEP * STEPS
-    );
-    println!("{method}\n");
-    let (mut slopes, mut counted, mut rows) = (Vec::new(), Vec::new(), Vec::new());
-    for round in 1..=rounds {
-        let scratch = Scratch::new("idle")?;
-        let server = Process::ringway_that_purges(&scratch.path, &["--shards", "1"])?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let (mut threads, mut points) = (Vec::new(), Vec::new());
-        for step in 0..STEPS {
-            threads.push(hold_sessions(&server, &scratch, 1 + u64::from(step * STEP), STEP, &stop)?);
-            std::thread::sleep(Duration::from_secs(hold));
-            let sessions = server.metric("ringway_chat_sessions");
-            points.push((sessions, server.anonymous_kib() as f64 * 1_024.0));
-            counted.push(server.metric("ringway_connection_bytes") / sessions);
-            if (sessions - f64::from((step + 1) * STEP)).abs() > 0.5 {
-                return Err(format!("{sessions} sessions were open instead of {}", (step + 1) * STEP).into());
-            }
-        }
-        stop.store(true, Ordering::Relaxed);
-        for thread in threads {
-            thread.join().map_err(|_| "a thread of phones panicked")??;
-        }
-        let slope = slope(&points);
-        let kib: Vec<_> = points.iter().map(|(_, bytes)| (bytes / 1_024.0) as u64).collect();
-        println!("round {round}: KiB {kib:?}, {slope:.0} bytes per session");
-        rows.push(json!({ "kib": kib, "bytes_per_session": slope }));
-        slopes.push(slope);
-    }
-    let bytes = median(&slopes);
-    let own = counted.last().copied().unwrap_or(f64::NAN);
-    println!("\n{bytes:.0} bytes per session (the gateway's own count of connections: {own:.0}); must be at most 256");
-    let result = json!({
-        "bytes_per_session": bytes, "counted_bytes_per_connection": own, "must": 256, "met": bytes <= 256.0,
-        "step": STEP, "rounds": rows,
-    });
-    println!("{}", save("idle", &method, "cargo run --release -p bench -- idle", result)?.display());
-    Ok(())
-}
-
-type Held = std::thread::JoinHandle<Result<RunResult, loadgen::run::RunError>>;
-
-/// Opens sessions that stay until `stop`; returns when all are open.
-fn hold_sessions(
-    server: &Process,
-    scratch: &Scratch,
-    first_user: u64,
-    users: u32,
-    stop: &Arc<AtomicBool>,
-) -> Result<Held, Trouble> {
-    let mut plan = Plan::new(&format!("ws://{}", server.address), TokenKey::of_dev(&scratch.path)?, users);
-    plan.scenario.sessions.first_user = first_user;
-    plan.scenario.sessions.connections_per_second = 1_000.0;
-    plan.scenario.traffic.duration = Span::s(3_600);
-    let stop = Arc::clone(stop);
-    let (opened, all_open) = std::sync::mpsc::channel();
-    let thread = std::thread::spawn(move || {
-        run(&plan, &stop, |line| {
-            if line.open == line.users {
-                // Whoever waited has gone on after the first.
-                let _ = opened.send(());
-            }
-        })
-    });
-    all_open.recv_timeout(Duration::from_mins(1)).map_err(|_| "not all sessions could be opened within a minute")?;
-    Ok(thread)
 }
 
 /// A run of messages, and what the server spent on it.

@@ -51,10 +51,11 @@ impl Process {
         Self::ringway_with(data, core, arguments, &[])
     }
 
-    /// Starts `ringway dev` with memory that is freed given back at once: else it would be counted for a while
-    /// longer. To be paid for with a page fault each time that it is needed again.
-    pub fn ringway_that_purges(data: &Path, arguments: &[&str]) -> Result<Self, Trouble> {
-        Self::ringway_with(data, None, arguments, &[("MIMALLOC_PURGE_DELAY", "0")])
+    /// Starts `ringway dev` for a measurement of memory. What is freed is given back at once: else it would be
+    /// counted for a while longer. Pages have 4 KiB: huge ones would hide who uses how much of them. To be paid
+    /// for with a page fault each time that one is needed again.
+    pub fn ringway_in_small_pages(data: &Path, arguments: &[&str]) -> Result<Self, Trouble> {
+        Self::ringway_with(data, None, arguments, &[("MIMALLOC_PURGE_DELAY", "0"), ("MIMALLOC_ALLOW_THP", "0")])
     }
 
     fn ringway_with(
@@ -142,9 +143,14 @@ impl Process {
         self.child.id()
     }
 
+    /// All of its metrics, as it writes them.
+    pub fn metrics(&self) -> String {
+        self.internal.map(|internal| get(internal, "/metrics").unwrap_or_default()).unwrap_or_default()
+    }
+
     /// One of its metrics.
     pub fn metric(&self, name: &str) -> f64 {
-        let text = self.internal.map(|internal| get(internal, "/metrics").unwrap_or_default()).unwrap_or_default();
+        let text = self.metrics();
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
         line.unwrap_or(f64::NAN)
     }

@@ -281,8 +281,9 @@ impl Core {
         }
     }
 
-    /// Bytes of memory held.
-    pub(crate) fn memory_bytes(&self) -> usize {
-        self.table.memory_bytes() + self.outbound.memory_bytes() + self.wheel.memory_bytes()
+    /// Bytes of memory held for connections, and how many of these for their queues.
+    pub(crate) fn memory_bytes(&self) -> (usize, usize) {
+        let queues = self.outbound.memory_bytes();
+        (self.table.memory_bytes() + self.wheel.memory_bytes() + queues, queues)
     }
 }

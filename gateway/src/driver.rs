@@ -141,6 +141,8 @@ pub struct Published {
     pub connections: u32,
     /// Bytes of memory held for them.
     pub connection_bytes: usize,
+    /// Of these, for their queues.
+    pub queue_bytes: usize,
     /// It listens.
     pub is_serving: bool,
     /// Nobody is connected any more, and nothing waits for storage.
@@ -293,7 +295,7 @@ impl Driver {
             published.allocations = crate::allocations::of_this_thread();
         }
         published.connections = self.shard.connections();
-        published.connection_bytes = self.shard.memory_bytes();
+        (published.connection_bytes, published.queue_bytes) = self.shard.memory_bytes();
         published.is_serving = self.listener.is_some();
         published.is_drained = self.shard.is_drained() || is_late;
         published.is_fenced = self.shard.is_fenced();

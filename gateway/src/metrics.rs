@@ -139,6 +139,7 @@ fn connection_gauges(shard: &Published) -> Vec<Count> {
     vec![
         ("connections", u64::from(shard.connections), "Connections held."),
         ("connection_bytes", shard.connection_bytes as u64, "Bytes of memory held for connections."),
+        ("queue_bytes", shard.queue_bytes as u64, "Of these, for what waits to be sent, and kept for reuse."),
         ("shards_serving", u64::from(shard.is_serving), "Shards that serve clients."),
     ]
 }

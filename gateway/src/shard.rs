@@ -224,8 +224,8 @@ impl Shard {
         self.core.table.len()
     }
 
-    /// Bytes of memory held for connections.
-    pub fn memory_bytes(&self) -> usize {
+    /// Bytes of memory held for connections, and how many of these for their queues.
+    pub fn memory_bytes(&self) -> (usize, usize) {
         self.core.memory_bytes()
     }
 

@@ -492,7 +492,7 @@ fn an_idle_session_costs_no_buffer() {
     }
     // The wheel's heads and the first buffers are the shard's, whoever is connected.
     let fixed = 32 * 1_024;
-    let connection = (world.shard.memory_bytes() - fixed) / SESSIONS;
+    let connection = (world.shard.memory_bytes().0 - fixed) / SESSIONS;
     let size = |name| world.shard.chat().sizes().iter().find(|size| size.0 == name).expect("it is counted").1;
     let [session, user] = ["sessions_bytes", "users_bytes"].map(|name| size(name) as usize / SESSIONS);
     let all = ring::CONNECTION_BYTES + connection + session + user;
