@@ -216,6 +216,12 @@ fn burst(server: &Process, key: &TokenKey, before: &Point, rest: u64) -> Result<
         per_session(tails),
         per_session(conversations),
     );
+    let grown_by_size = after
+        .heap
+        .iter()
+        .map(|(size, bytes)| (size.as_str(), per_session(bytes - before.heap.get(size).copied().unwrap_or(0.0))));
+    let by_size: Vec<_> = grown_by_size.filter(|(_, bytes)| bytes.abs() >= 8.0).collect();
+    println!("  of it on the heap, by size of pieces up to: {}", listed(by_size.iter().copied()));
     Ok(json!({
         "bytes_per_session_more": grown, "heap_bytes_per_session_more": per_session(after.heap_bytes() - before.heap_bytes()),
         "queue_bytes_per_session_more": per_session(queues), "tail_bytes_per_session": per_session(tails),
