@@ -10,6 +10,7 @@ use std::time::Duration;
 use loadgen::key::TokenKey;
 use loadgen::result::RunResult;
 use loadgen::run::{Plan, RunError, run as hold};
+use loadgen::span::Span;
 use serde_json::{Value, json};
 use wire::ids::UserId;
 
@@ -170,12 +171,10 @@ fn hold_sessions(
     users: u32,
     stop: &Arc<AtomicBool>,
 ) -> Result<Held, Trouble> {
-    let plan = Plan {
-        first_user: u64::from(first_user),
-        duration: Duration::from_hours(1),
-        connections_per_second: 1_000.0,
-        ..Plan::new(&format!("ws://{}", server.address), key.clone(), users)
-    };
+    let mut plan = Plan::new(&format!("ws://{}", server.address), key.clone(), users);
+    plan.scenario.sessions.first_user = u64::from(first_user);
+    plan.scenario.sessions.connections_per_second = 1_000.0;
+    plan.scenario.traffic.duration = Span::s(3_600);
     let stop = Arc::clone(stop);
     let (opened, all_open) = std::sync::mpsc::channel();
     let thread = std::thread::spawn(move || {
