@@ -26,7 +26,7 @@ pub(super) fn run(peers: &Peers) -> Result<(), Trouble> {
     println!("{method}\n");
     let mut rows = Vec::new();
     let scratch = Scratch::new("peers-idle")?;
-    let ringway = Process::ringway_that_purges(&scratch.path, &["--shards", "1"])?;
+    let ringway = Process::ringway_in_small_pages(&scratch.path, &["--shards", "1"])?;
     let key = TokenKey::of_dev(&scratch.path)?;
     let mut first_user = 1;
     rows.push(measure("ringway sessions", &ringway, |count| {
