@@ -16,6 +16,7 @@ pub mod idle;
 pub mod loads;
 pub mod opened;
 pub mod peers;
+pub mod performance;
 pub mod pieces;
 pub mod probe;
 pub mod raw;

@@ -72,6 +72,8 @@ enum What {
     Beats(bench::beating::Orders),
     /// Instruction counts, held against the recorded ones.
     Budgets(bench::budgets::Orders),
+    /// One page of all results, as docs/performance.md and docs/performance.html.
+    Performance(bench::performance::Orders),
     #[command(hide = true)]
     ProbeRaw(bench::raw::server::Orders),
     #[command(hide = true)]
@@ -107,6 +109,7 @@ fn main() -> ExitCode {
         What::Opened(orders) => bench::opened::run(&orders),
         What::Beats(orders) => bench::beating::run(&orders),
         What::Budgets(orders) => bench::budgets::run(&orders),
+        What::Performance(orders) => bench::performance::run(&orders),
         What::ProbeRaw(orders) => bench::raw::server::serve(&orders),
         What::ProbeEpoll { listen } => bench::raw::epoll::serve(listen),
         What::ProbeFanout { listen, connections } => bench::raw::fanout::serve(listen, connections),

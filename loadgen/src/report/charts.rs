@@ -14,7 +14,7 @@ const POINTS_PER_DECADE: usize = 24;
 
 /// One chart.
 #[derive(Debug, Clone, Default, Serialize)]
-pub(super) struct Chart {
+pub struct Chart {
     pub id: String,
     #[serde(skip)]
     pub title: String,
@@ -37,7 +37,7 @@ pub(super) struct Chart {
 
 /// One line of a chart.
 #[derive(Debug, Clone, Default, Serialize)]
-pub(super) struct Line {
+pub struct Line {
     pub label: String,
     pub colour: usize,
     pub dashed: bool,

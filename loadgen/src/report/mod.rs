@@ -10,7 +10,7 @@ mod format;
 mod host;
 mod html;
 mod live;
-mod page;
+pub mod page;
 mod process;
 mod recorder;
 mod scrape;

@@ -16,7 +16,7 @@ const STYLE: &str = include_str!("../../assets/report.css");
 
 /// What a page says.
 #[derive(Debug, Default)]
-pub(super) struct Page {
+pub struct Page {
     pub title: String,
     pub subtitle: String,
     pub passed: bool,
@@ -39,7 +39,7 @@ pub(super) struct Page {
 
 /// A condition, and whether it held.
 #[derive(Debug)]
-pub(super) struct Check {
+pub struct Check {
     pub run: String,
     pub condition: String,
     pub measured: String,
@@ -49,14 +49,14 @@ pub(super) struct Check {
 
 /// A figure that is seen first.
 #[derive(Debug)]
-pub(super) struct Tile {
+pub struct Tile {
     pub name: String,
     pub value: String,
 }
 
 /// Rows and columns; the first column names the row.
 #[derive(Debug, Default)]
-pub(super) struct Table {
+pub struct Table {
     pub title: String,
     pub note: String,
     pub columns: Vec<String>,
@@ -67,14 +67,22 @@ pub(super) struct Table {
     pub is_printed: bool,
 }
 
+impl Table {
+    /// Whether any column has a name.
+    fn has_names(&self) -> bool {
+        self.columns.iter().any(|name| !name.is_empty())
+    }
+}
+
 /// A cell, with its interval drawn under it if it has one.
 #[derive(Debug)]
-pub(super) struct Cell {
+pub struct Cell {
     pub text: String,
     pub range: Option<Range>,
 }
 
 impl Cell {
+    /// Without an interval.
     pub fn text(text: &str) -> Self {
         Self { text: text.to_owned(), range: None }
     }
@@ -82,7 +90,7 @@ impl Cell {
 
 /// Where an interval lies on a line of 100.
 #[derive(Debug)]
-pub(super) struct Range {
+pub struct Range {
     pub low: f64,
     pub middle: f64,
     pub high: f64,

@@ -1,0 +1,373 @@
+//! One page of all figures, as Markdown and as HTML, out of the files in `bench/results` and nothing else.
+
+use std::path::{Path, PathBuf};
+
+use loadgen::report::page::{Cell, Check, Page, Range, Table};
+use serde_json::Value;
+
+use crate::server::Trouble;
+
+/// Which results, and where the pages go.
+#[derive(Debug, clap::Args)]
+pub struct Orders {
+    /// Directory of the results.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/results"))]
+    results: PathBuf,
+    /// Directory for `performance.md` and `performance.html`.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs"))]
+    output: PathBuf,
+}
+
+/// One result file.
+struct Figure {
+    name: String,
+    result: Value,
+}
+
+/// Writes both pages.
+pub fn run(orders: &Orders) -> Result<(), Trouble> {
+    let figures = read(&orders.results)?;
+    if figures.is_empty() {
+        return Err(format!("{} holds no results", orders.results.display()).into());
+    }
+    for (name, text) in [("performance.md", markdown(&figures)), ("performance.html", page(&figures).render())] {
+        let path = orders.output.join(name);
+        std::fs::write(&path, text)?;
+        println!("{}", path.display());
+    }
+    Ok(())
+}
+
+/// By name, so that the same files give the same pages.
+fn read(directory: &Path) -> Result<Vec<Figure>, Trouble> {
+    let mut figures = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            let named = |error: serde_json::Error| format!("{}: {error}", path.display());
+            let result = serde_json::from_str(&std::fs::read_to_string(&path)?).map_err(named)?;
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            figures.push(Figure { name, result });
+        }
+    }
+    figures.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(figures)
+}
+
+/// A median and its bounds.
+#[derive(Clone, Copy)]
+struct Bounded {
+    median: f64,
+    low: f64,
+    high: f64,
+}
+
+impl Figure {
+    fn text(&self, key: &str) -> &str {
+        self.result[key].as_str().unwrap_or_default()
+    }
+
+    fn is_void(&self) -> bool {
+        self.result["void"].as_bool().unwrap_or(false)
+    }
+
+    fn sides(&self) -> &[Value] {
+        self.result["sides"].as_array().map_or(&[], Vec::as_slice)
+    }
+
+    /// What it is held against: what was measured, the bound, and whether it is met.
+    fn must(&self) -> Option<Check> {
+        let result = &self.result;
+        let (condition, measured, met) = if let Some(rate) = result["must_per_second"].as_f64() {
+            let stored = result["saturated"]["stored_per_second"].as_f64()?;
+            (format!("at least {} stored a second", short(rate)), short(stored), result["met"].as_bool()?)
+        } else {
+            let must = result["must"].as_f64()?;
+            let measured = self.measured()?;
+            // A ratio meets its bound when its upper bound does, in a run that counts.
+            let met = result["met"].as_bool().unwrap_or(!self.is_void() && measured.high <= must);
+            (format!("at most {}", short(must)), bounded(measured), met)
+        };
+        let note = self.is_void().then(|| "void: too many rounds were disturbed".to_owned());
+        Some(Check { run: self.name.clone(), condition, measured, passed: met, note })
+    }
+
+    fn measured(&self) -> Option<Bounded> {
+        let exactly = |value: f64| Bounded { median: value, low: value, high: value };
+        if let Some(median) = self.result["ratio"].as_f64() {
+            return Some(Bounded {
+                median,
+                low: self.result["ratio_low"].as_f64()?,
+                high: self.result["ratio_high"].as_f64()?,
+            });
+        }
+        let ringway = self.sides().iter().find(|side| side["name"] == "ringway");
+        if let Some(over) = ringway.and_then(|side| side["over"].as_object()) {
+            return over.values().find_map(ratio);
+        }
+        let keys = ["bytes_per_session", "shard_calls_per_message"];
+        keys.iter().find_map(|key| self.result[*key].as_f64()).map(exactly)
+    }
+
+    /// What it took to measure it, in a line each.
+    fn facts(&self) -> Vec<(String, String)> {
+        let result = &self.result;
+        let gib = result["memory_kib"].as_f64().unwrap_or(0.0) / 1_048_576.0;
+        let clean = if result["worktree_clean"].as_bool() == Some(true) { "" } else { ", with changes" };
+        let dropped = result["dropped"].as_array().map_or(0, Vec::len);
+        let mut facts = vec![
+            ("command", self.text("command").to_owned()),
+            ("commit", format!("{}{clean}", self.text("commit"))),
+            ("measured", self.text("date").to_owned()),
+            (
+                "machine",
+                format!(
+                    "{}, {} cores, {gib:.0} GiB, Linux {}",
+                    self.text("processor"),
+                    result["cores"],
+                    self.text("kernel")
+                ),
+            ),
+        ];
+        if dropped > 0 {
+            facts.push(("rounds dropped", dropped.to_string()));
+        }
+        let settings = result["settings"].as_object().into_iter().flatten();
+        let settings: Vec<_> = settings.map(|(name, value)| format!("{name} = {}", plain(value))).collect();
+        if !settings.is_empty() {
+            facts.push(("settings", settings.join("; ")));
+        }
+        facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    fn tables(&self) -> Vec<Table> {
+        let mut tables = Vec::new();
+        if self.sides().is_empty() {
+            tables.push(self.loads().unwrap_or_else(|| self.scalars()));
+        } else {
+            tables.push(self.contest());
+        }
+        tables.extend(self.absent());
+        for table in &mut tables {
+            table.title.clone_from(&self.name);
+        }
+        tables
+    }
+
+    /// Sides that were measured in turn, and their ratios.
+    fn contest(&self) -> Table {
+        let mut bases: Vec<&String> = Vec::new();
+        for base in self.sides().iter().filter_map(|side| side["over"].as_object()).flat_map(|over| over.keys()) {
+            if !bases.contains(&base) {
+                bases.push(base);
+            }
+        }
+        let is_idle = self.sides().iter().any(|side| side.get("user_bytes").is_some());
+        let mut columns = vec![String::new()];
+        let shown: &[(&str, &str)] = if is_idle {
+            &[("user_bytes", "user bytes a session"), ("kernel_epoll_bytes", "kernel bytes for epoll")]
+        } else {
+            &[("us", "µs of CPU each"), ("per_second", "a second")]
+        };
+        columns.extend(shown.iter().map(|(_, name)| (*name).to_owned()));
+        columns.extend(bases.iter().map(|base| format!("over {base} (95 % bounds)")));
+        let row = |side: &Value| {
+            let mut row = vec![Cell::text(side["name"].as_str().unwrap_or_default())];
+            if let Some(why) = side["absent"].as_str() {
+                row.push(Cell::text(&format!("absent: {why}")));
+                row.resize_with(columns.len(), || Cell::text(""));
+                return row;
+            }
+            row.extend(shown.iter().map(|(key, _)| Cell::text(&side[*key].as_f64().map_or("–".to_owned(), short))));
+            row.extend(bases.iter().map(|base| match ratio(&side["over"][base.as_str()]) {
+                Some(of) => Cell { text: bounded(of), range: Some(Range::of_ratio(of.low, of.median, of.high)) },
+                None => Cell::text("–"),
+            }));
+            row
+        };
+        let rows = self.sides().iter().map(row).collect();
+        Table { columns, rows, numbers: true, ..Table::default() }
+    }
+
+    /// Messages at several rates.
+    fn loads(&self) -> Option<Table> {
+        let loads = self.result.as_object()?.iter().filter(|(_, load)| load.get("stored_per_second").is_some());
+        let rows: Vec<_> = loads
+            .map(|(name, load)| {
+                let bound = if load["generator_bound"] == true { "at least " } else { "" };
+                let number = |value: &Value| value.as_f64().map_or("–".to_owned(), short);
+                let delivery = &load["delivery_ms"];
+                [
+                    name.replace('_', " "),
+                    number(&load["offered_per_second"]),
+                    format!("{bound}{}", number(&load["stored_per_second"])),
+                    number(&delivery["p50"]),
+                    number(&delivery["p99"]),
+                    number(&delivery["p99_9"]),
+                    number(&load["server_cpu_us_per_message"]),
+                    number(&load["generator_cpu_percent"]),
+                ]
+                .map(|text| Cell::text(&text))
+                .into()
+            })
+            .collect();
+        let columns =
+            ["", "offered/s", "stored/s", "p50 ms", "p99 ms", "p99.9 ms", "server µs each", "generator CPU %"];
+        let columns = columns.map(str::to_owned).into();
+        (!rows.is_empty()).then(|| Table { columns, rows, numbers: true, ..Table::default() })
+    }
+
+    /// All plain numbers of a result without a shape of its own.
+    fn scalars(&self) -> Table {
+        let about = ["cores", "memory_kib", "must"];
+        let numbers = self.result.as_object().into_iter().flatten().filter_map(|(name, value)| {
+            let number = value.as_f64().filter(|_| !about.contains(&name.as_str()))?;
+            Some(vec![Cell::text(&name.replace('_', " ")), Cell::text(&short(number))])
+        });
+        let columns = vec![String::new(), "measured".to_owned()];
+        Table { columns, rows: numbers.collect(), numbers: true, ..Table::default() }
+    }
+
+    /// What peers lack, and those that could not be had: absent is not beaten.
+    fn absent(&self) -> Option<Table> {
+        let row = |peer: &Value| {
+            let version = peer["version"].as_str().map_or(String::new(), |version| format!("{version}; "));
+            let said = match (peer["absent"].as_str(), &peer["lacks"]) {
+                (Some(why), _) => format!("absent: {why}"),
+                (None, lacks) => format!("{version}lacks: {}", plain(lacks)),
+            };
+            vec![Cell::text(peer["name"].as_str().unwrap_or_default()), Cell::text(&said)]
+        };
+        let peers = ["peers", "did_not_start"].iter().filter_map(|key| self.result[*key].as_array()).flatten();
+        let rows: Vec<_> = peers.map(row).collect();
+        let columns = vec!["peer".to_owned(), String::new()];
+        (!rows.is_empty()).then(|| Table { columns, rows, ..Table::default() })
+    }
+}
+
+fn ratio(value: &Value) -> Option<Bounded> {
+    let number = |key: &str| value[key].as_f64();
+    Some(Bounded { median: number("median")?, low: number("low")?, high: number("high")? })
+}
+
+fn bounded(of: Bounded) -> String {
+    let [median, low, high] = [of.median, of.low, of.high].map(short);
+    if low == high { median } else { format!("{median} ({low} to {high})") }
+}
+
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// Four digits at most behind the point, and none behind large numbers.
+fn short(value: f64) -> String {
+    let decimals = match value.abs() {
+        v if v >= 1_000.0 => 0,
+        v if v >= 10.0 => 1,
+        _ => 3,
+    };
+    let text = format!("{value:.decimals$}");
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
+const INTRODUCTION: &str = "Every figure is a ratio to something measured in the same run, or says the load that it was \
+    measured under. A ratio meets its bound when its upper 95 % bound does. Figures of one machine: context, no records.";
+
+fn page(figures: &[Figure]) -> Page {
+    let musts: Vec<_> = figures.iter().filter_map(Figure::must).collect();
+    let void = figures.iter().filter(|figure| figure.is_void()).map(|figure| &figure.name);
+    let mut tables = Vec::new();
+    for figure in figures {
+        let mut own = figure.tables();
+        figure.text("method").clone_into(&mut own[0].note);
+        let facts = figure.facts().into_iter().map(|(name, value)| vec![Cell::text(&name), Cell::text(&value)]);
+        let columns = vec![String::new(), String::new()];
+        own.push(Table { title: String::new(), columns, rows: facts.collect(), ..Table::default() });
+        for more in &mut own[1..] {
+            more.title = String::new();
+        }
+        tables.append(&mut own);
+    }
+    Page {
+        title: "Performance of Ringway".to_owned(),
+        subtitle: INTRODUCTION.to_owned(),
+        passed: musts.iter().all(|must| must.passed),
+        several: true,
+        notices: void.map(|name| format!("{name} is void: too many rounds were disturbed by others.")).collect(),
+        checks: musts,
+        leading: tables,
+        ..Page::default()
+    }
+}
+
+fn markdown(figures: &[Figure]) -> String {
+    use std::fmt::Write as _;
+    let mut out = format!(
+        "# Performance\n\nMade by `cargo run --release -p bench -- performance` from the files in `bench/results`; do not \
+         edit. As a page: [performance.html](performance.html).\n\n{INTRODUCTION}\n\n| figure | measured | must | met |\n\
+         | --- | --- | --- | --- |\n"
+    );
+    for must in figures.iter().filter_map(Figure::must) {
+        let met = if must.passed { "yes" } else { "**no**" };
+        let note = must.note.map_or(String::new(), |note| format!(" ({note})"));
+        let _ = writeln!(out, "| {} | {}{note} | {} | {met} |", cell(&must.run), cell(&must.measured), must.condition);
+    }
+    for figure in figures {
+        let _ = write!(out, "\n## {}\n\n{}\n", figure.name, figure.text("method"));
+        for table in figure.tables() {
+            let names: Vec<_> = table.columns.iter().map(|name| cell(name)).collect();
+            let rule = vec!["---"; names.len()].join(" | ");
+            let _ = write!(out, "\n| {} |\n| {rule} |\n", names.join(" | "));
+            for row in &table.rows {
+                let row: Vec<_> = row.iter().map(|part| cell(&part.text)).collect();
+                let _ = writeln!(out, "| {} |", row.join(" | "));
+            }
+        }
+        out.push('\n');
+        for (name, value) in figure.facts() {
+            let _ = writeln!(out, "- {name}: {value}");
+        }
+    }
+    out
+}
+
+/// Text that cannot end its cell.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn figure(name: &str, result: Value) -> Figure {
+        Figure { name: name.to_owned(), result }
+    }
+
+    fn contest(high: f64, void: bool) -> Figure {
+        let over = json!({ "raw ring": { "median": 1.1, "low": 1.0, "high": high } });
+        let ringway = json!({ "name": "ringway", "absent": null, "us": 4.5, "per_second": 1000.0, "over": over });
+        let gone = json!({ "name": "ws", "absent": "npm | cannot be run", "over": {} });
+        let peers = json!([{ "name": "ws", "version": "8", "lacks": "users" }]);
+        figure("routed", json!({ "must": 1.5, "void": void, "sides": [ringway, gone], "peers": peers, "cores": 2 }))
+    }
+
+    #[test]
+    fn a_ratio_meets_its_bound_with_its_upper_bound_in_a_run_that_counts() {
+        assert!(contest(1.4, false).must().unwrap().passed);
+        assert!(!contest(1.6, false).must().unwrap().passed);
+        assert!(!contest(1.4, true).must().unwrap().passed);
+        assert!(figure("floor", json!({ "sides": [] })).must().is_none());
+    }
+
+    #[test]
+    fn both_pages_say_the_same_and_nobody_absent_is_beaten() {
+        let figures = [contest(1.6, true)];
+        let (text, html) = (markdown(&figures), page(&figures).render());
+        for part in ["1.1 (1 to 1.6)", "absent: npm", "8; lacks: users", "void", "over raw ring"] {
+            assert!(text.contains(part) && html.contains(part), "{part} in {text}");
+        }
+        assert!(text.contains("npm \\| cannot") && text.contains("**no**"));
+    }
+}
