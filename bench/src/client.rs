@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use wire::upgrade::{UpgradeRequest, read_upgrade_response, write_upgrade_request};
 use wire::writer::{Opcode, write_frame};
 
-use crate::server::{Trouble, cores, cpu_ns, machine_cpu_ns};
+use crate::server::{Trouble, cores, cpu_ns, machine_cpu_ns, softirq_ns};
 
 /// Who echoes.
 #[derive(Debug, Clone, Copy)]
@@ -199,8 +199,10 @@ struct Begun {
 
 impl Begun {
     fn now(load: &Load) -> Self {
-        let (server_ns, client_s, machine_ns) = (cpu_ns(load.server), cpu_seconds(), machine_cpu_ns());
-        Self { at: Instant::now(), server_ns, client_s, machine_ns }
+        // The server is on core 0, the client on core 1.
+        let server_ns = cpu_ns(load.server) + softirq_ns(0);
+        let client_s = cpu_seconds() + softirq_ns(1) as f64 / 1e9;
+        Self { at: Instant::now(), server_ns, client_s, machine_ns: machine_cpu_ns() }
     }
 
     fn until_now(&self, load: &Load, echoes: u64) -> Echoed {

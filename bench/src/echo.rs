@@ -21,7 +21,7 @@ const PAYLOAD_BYTES: usize = 64;
 pub fn run(connections: u32, rounds: u32, moment_ms: u64) -> Result<(), Trouble> {
     let method = format!(
         "{connections} connections to each, one {PAYLOAD_BYTES}-byte message in flight on each; server on core 0, client \
-         on core 1; processor time of the server's threads, from all asleep to all asleep, over echoes.\nA raw io_uring \
+         on core 1; processor time of the server's threads and of its core's ksoftirqd, from all asleep to all asleep, over echoes.\nA raw io_uring \
          echo of the same bytes without a protocol, and `ringway dev --echo`, in turn, {moment_ms} ms each, after \
          two rounds of warming up; rounds with more than 5 % of the machine used by \
          others are dropped and repeated; ratios paired by round."

@@ -170,6 +170,18 @@ pub fn cpu_ns(process: u32) -> u64 {
     threads.flatten().filter_map(|thread| time(thread.path())).sum()
 }
 
+/// Processor time of the kernel's thread that goes on with a core's network work when there is too much of it
+/// for whoever caused it: on loopback that is who sends from this core, so the time belongs to it.
+pub fn softirq_ns(core: u32) -> u64 {
+    let name = format!("ksoftirqd/{core}\n");
+    let Ok(processes) = std::fs::read_dir("/proc") else { return 0 };
+    let numbers = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    // Such threads are among the first of all; whatever else has many numbers is not looked at.
+    let kernel: Vec<u32> = numbers.filter(|number: &u32| *number < 1_000).collect();
+    let is_it = |number: &&u32| std::fs::read_to_string(format!("/proc/{number}/comm")).is_ok_and(|comm| comm == name);
+    kernel.iter().find(is_it).map_or(0, |number| cpu_ns(*number))
+}
+
 /// Processor time that the machine spent on anything, in nanoseconds, what a hypervisor took included.
 pub fn machine_cpu_ns() -> u64 {
     let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
