@@ -20,5 +20,7 @@ pub mod performance;
 pub mod pieces;
 pub mod probe;
 pub mod raw;
+pub mod restart;
 pub mod routed;
 pub mod server;
+pub mod spending;

@@ -9,7 +9,8 @@ use std::sync::atomic::AtomicBool;
 
 use bench::figures::{Scratch, save};
 use bench::server::{Process, Trouble, cpu_ns};
-use bench::{echo, idle};
+use bench::spending::{Budget, Used, commits_per_second};
+use bench::{echo, idle, restart};
 use clap::{Parser, Subcommand};
 use loadgen::key::TokenKey;
 use loadgen::result::{Distribution, RunResult};
@@ -52,6 +53,11 @@ enum What {
         rate: f64,
         #[arg(long, default_value_t = 10)]
         seconds: u64,
+    },
+    /// Time until a killed server serves again, with a tenth of the conversations and with all.
+    Restart {
+        #[arg(long, default_value_t = 1_000_000)]
+        conversations: u32,
     },
     /// System calls and allocations per routed message.
     Syscalls {
@@ -102,6 +108,7 @@ fn main() -> ExitCode {
         What::Echo { connections, rounds, moment_ms } => echo::run(connections, rounds, moment_ms),
         What::Idle { rounds, rest } => idle::run(rounds, rest),
         What::Durable { users, rate, seconds } => durable(users, rate, seconds),
+        What::Restart { conversations } => restart::run(conversations),
         What::Syscalls { users, seconds } => syscalls(users, seconds),
         What::Floor(orders) => bench::floor::run(&orders),
         What::Peers(orders) => bench::peers::run(&orders),
@@ -134,11 +141,14 @@ struct Spent {
     calls: f64,
     /// What the shard took from the heap, per stored message; not a number unless the server counts it.
     allocations: f64,
+    /// Where it went.
+    budget: Budget,
 }
 
 fn chat(server: &Process, scratch: &Scratch, mut plan: Plan) -> Result<Spent, Trouble> {
     let mut begun = None;
     let mut spent = [f64::NAN; 3];
+    let mut budget = None;
     plan.credentials = TokenKey::of_dev(&scratch.path)?.into();
     plan.scenario.server.url = format!("ws://{}", server.address);
     let metric = |name| server.metric(name);
@@ -151,12 +161,13 @@ fn chat(server: &Process, scratch: &Scratch, mut plan: Plan) -> Result<Spent, Tr
         if line.seconds.is_none_or(|seconds| seconds >= plan.scenario.duration().0.as_secs()) {
             return;
         }
-        match begun {
-            None => begun = Some(now()),
-            Some(before) => {
+        match &begun {
+            None => begun = Some((now(), Used::now(server))),
+            Some((before, used)) => {
                 stored += line.tally.counts.acked;
                 let now = now();
                 spent = std::array::from_fn(|at| (now[at] - before[at]) / stored as f64);
+                budget = Some(Used::now(server).since(used, stored as f64));
             }
         }
     })?;
@@ -164,7 +175,8 @@ fn chat(server: &Process, scratch: &Scratch, mut plan: Plan) -> Result<Spent, Tr
         return Err(format!("messages were lost, doubled or reordered:\n{report}").into());
     }
     let [cpu_us, calls, allocations] = spent;
-    Ok(Spent { report, cpu_us, calls, allocations })
+    let budget = budget.ok_or("the run was too short to be measured: two seconds at least")?;
+    Ok(Spent { report, cpu_us, calls, allocations, budget })
 }
 
 fn plan(users: u32, first_user: u64, rate: f64, seconds: u64) -> Plan {
@@ -193,6 +205,8 @@ fn durable(users: u32, rate: f64, seconds: u64) -> Result<(), Trouble> {
     );
     println!("{method}\n");
     let scratch = Scratch::new("durable")?;
+    let floor = commits_per_second(&scratch.path)?;
+    println!("this disk    {floor:>7.0}/s writes of 4 KiB, each synced");
     let server = Process::ringway(&scratch.path, None, &["--shards", "1"])?;
     let flood = flood(users, seconds);
     let saturated = chat(&server, &scratch, flood)?;
@@ -210,12 +224,14 @@ fn durable(users: u32, rate: f64, seconds: u64) -> Result<(), Trouble> {
             "delivery_ms": quantiles(&spent.report.latency.delivery),
             "schedule_error_ms": quantiles(&spent.report.latency.schedule_error),
             "server_cpu_us_per_message": spent.cpu_us,
+            "budget": spent.budget.to_json(),
             "generator_cpu_percent": spent.report.generator_cpu_percent,
             "generator_bound": spent.report.generator_bound,
             "errors": spent.report.errors,
         })
     };
     let result = json!({
+        "disk_commits_per_second": floor,
         "saturated": figures(&saturated), "at_rate": figures(&at_rate), "at_half": figures(&half),
         "must_per_second": 20_000, "met": at_rate.report.achieved_per_second >= 0.99 * rate || most >= 20_000.0,
     });
@@ -239,6 +255,7 @@ fn show(what: &str, spent: &Spent, latencies: bool) {
         print!("; stored p50 {:.2} ms, p99 {:.2} ms, p99.9 {:.2} ms", ack.p50, ack.p99, ack.p99_9);
     }
     println!();
+    spent.budget.print(report.generator_cpu_percent * 1e4 / report.achieved_per_second);
 }
 
 fn syscalls(users: u32, seconds: u64) -> Result<(), Trouble> {

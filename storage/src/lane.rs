@@ -14,6 +14,8 @@ use crate::segment::SLOTS;
 
 /// Appends are refused when the journal holds this many times the bytes of a checkpoint.
 const BEHIND_FACTOR: u64 = 4;
+/// And from so many on the views no longer rest.
+const URGENT_FACTOR: u64 = 2;
 /// Segments without records come from restarts; so many are a reason for a checkpoint, which removes them.
 const SEGMENTS_IDLE_MAX: usize = 8;
 /// Pause before a checkpoint's record that found no room is written again.
@@ -201,6 +203,11 @@ impl<D: Disk> Lane<D> {
     pub fn views_stalled(&self, now_ms: u64) -> bool {
         let waiting = matches!(self.phase, Phase::Collecting { .. } | Phase::Ingesting { .. });
         waiting && now_ms.saturating_sub(self.phase_since_ms) > self.config.views_stall_ms
+    }
+
+    /// The views are to hurry: the next checkpoint is due as well, or this is the last.
+    pub fn is_urgent(&self) -> bool {
+        self.closing || self.journal.bytes_since_checkpoint() >= URGENT_FACTOR * self.config.checkpoint_bytes
     }
 
     /// A checkpoint is on its way.

@@ -1,5 +1,6 @@
 //! What shards and a store's threads share, whatever the backend: ports, messages and wakers.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
@@ -85,6 +86,8 @@ pub(crate) struct Shared {
     pub(crate) counters: Arc<StoreCounters>,
     /// Held by a reader from before it reads until its answer is on its way; see `views_threads`.
     pub(crate) reads: RwLock<()>,
+    /// The views are not to rest: the journal has gone on far, or waits for its end.
+    pub(crate) urgent: AtomicBool,
     started: Instant,
 }
 
@@ -108,6 +111,7 @@ impl Channels {
             wakers,
             counters: Arc::new(StoreCounters::default()),
             reads: RwLock::new(()),
+            urgent: AtomicBool::new(false),
             started: Instant::now(),
         });
         // A shard has one group, one run and one `Serving` in flight at most.

@@ -71,6 +71,8 @@ pub struct ViewsConfig {
     pub wait_ms_max: u64,
     /// How long closing may take before it is given up and left to its thread.
     pub close_ms_max: u64,
+    /// An ingestion that is not urgent works for one part of its time and rests for so many.
+    pub rests: u32,
 }
 
 impl Default for ViewsConfig {
@@ -83,6 +85,7 @@ impl Default for ViewsConfig {
             runs_waiting_max: 24,
             wait_ms_max: 10_000,
             close_ms_max: 10_000,
+            rests: 3,
         }
     }
 }
@@ -190,11 +193,24 @@ impl Views {
     /// After an error nothing is marked and the same call may be repeated. A repetition after an I/O
     /// error reopens the store first.
     pub fn ingest(&self, checkpoint: u64, position: u64, runs: &[Run]) -> Result<(), ViewsError> {
+        self.ingest_paced(checkpoint, position, runs, &|| true)
+    }
+
+    /// [`Views::ingest`], with rests for as long as it is not `urgent`: a checkpoint's rows written in one go
+    /// take a core from those who serve for hundreds of milliseconds.
+    pub fn ingest_paced(
+        &self,
+        checkpoint: u64,
+        position: u64,
+        runs: &[Run],
+        urgent: &dyn Fn() -> bool,
+    ) -> Result<(), ViewsError> {
         let mut writer = self.writer();
         if writer.reopen_first {
             self.reopen_with(&mut writer)?;
         }
-        let result = self.ingest_with(&mut writer, checkpoint, position, runs);
+        let pace = Pace { rests: self.config.rests, urgent };
+        let result = self.ingest_with(&mut writer, (checkpoint, position), runs, &pace);
         if let Err(error) = &result {
             writer.reopen_first = error.is_of_the_device();
         }
@@ -264,16 +280,22 @@ impl Views {
         Ok(rows)
     }
 
-    fn ingest_with(&self, writer: &mut Writer, checkpoint: u64, position: u64, runs: &[Run]) -> Result<(), ViewsError> {
+    fn ingest_with(
+        &self,
+        writer: &mut Writer,
+        (checkpoint, position): (u64, u64),
+        runs: &[Run],
+        pace: &Pace<'_>,
+    ) -> Result<(), ViewsError> {
         let engine = self.current().ok_or_else(closed)?;
         let sorted = Sorted::new(runs)?;
         engine.wait_for_compaction(&self.config)?;
         for space in [Space::History, Space::Heads, Space::Members] {
-            write_run(engine.plain(space), sorted.plain(space))?;
+            write_run(engine.plain(space), sorted.plain(space), pace)?;
         }
         let mut days = writer.mark.days.clone();
         for day in sorted.days() {
-            write_run(&engine.day(day)?, sorted.dedup(day))?;
+            write_run(&engine.day(day)?, sorted.dedup(day), pace)?;
             if let Err(place) = days.binary_search(&day) {
                 days.insert(place, day);
             }
@@ -496,8 +518,29 @@ fn push_row(rows: &mut Rows, space: Space, from: &Keyspace, key: &[u8]) -> Resul
     Ok(true)
 }
 
+/// When an ingestion rests.
+struct Pace<'a> {
+    rests: u32,
+    urgent: &'a dyn Fn() -> bool,
+}
+
+impl Pace<'_> {
+    /// After so many rows, about a millisecond of work.
+    const ROWS: usize = 512;
+
+    fn rest(&self, worked: Duration) {
+        if self.rests > 0 && !(self.urgent)() {
+            thread::sleep(worked * self.rests);
+        }
+    }
+}
+
 /// Appends sorted rows to a map as a run of its own; synced when this returns.
-fn write_run<'a>(keyspace: &Keyspace, rows: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Result<(), ViewsError> {
+fn write_run<'a>(
+    keyspace: &Keyspace,
+    rows: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+    pace: &Pace<'_>,
+) -> Result<(), ViewsError> {
     let mut rows = rows.peekable();
     if rows.peek().is_none() {
         return Ok(());
@@ -505,7 +548,12 @@ fn write_run<'a>(keyspace: &Keyspace, rows: impl Iterator<Item = (&'a [u8], &'a 
     let write = || -> fjall::Result<()> {
         let mut ingestion = keyspace.start_ingestion()?;
         let mut stored = Vec::new();
-        for (key, value) in rows {
+        let mut begun = Instant::now();
+        for (nth, (key, value)) in rows.enumerate() {
+            if nth % Pace::ROWS == Pace::ROWS - 1 {
+                pace.rest(begun.elapsed());
+                begun = Instant::now();
+            }
             stored.clear();
             seal(key, value, &mut stored);
             ingestion.write(key, stored.as_slice())?;

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, Sender};
@@ -27,8 +28,8 @@ pub(crate) trait ViewsWriter {
 
     /// The number of the checkpoint that `job` belongs to.
     fn checkpoint_of(job: &Self::Job) -> u64;
-    /// Makes it durable; on an error the same job comes again.
-    fn ingest(&mut self, job: &Self::Job) -> Result<(), String>;
+    /// Makes it durable, at leisure while it is not `urgent`; on an error the same job comes again.
+    fn ingest(&mut self, job: &Self::Job, urgent: &dyn Fn() -> bool) -> Result<(), String>;
     /// Forgets what is too old by a clock that shows `now_ms`; says how many days of it.
     fn expire(&mut self, now_ms: u64) -> Result<usize, String>;
 }
@@ -46,8 +47,8 @@ impl ViewsWriter for Arc<Views> {
         job.checkpoint
     }
 
-    fn ingest(&mut self, job: &Ingest) -> Result<(), String> {
-        Views::ingest(self, job.checkpoint, job.position, &job.runs).map_err(|error| error.to_string())
+    fn ingest(&mut self, job: &Ingest, urgent: &dyn Fn() -> bool) -> Result<(), String> {
+        self.ingest_paced(job.checkpoint, job.position, &job.runs, urgent).map_err(|error| error.to_string())
     }
 
     fn expire(&mut self, now_ms: u64) -> Result<usize, String> {
@@ -100,10 +101,11 @@ fn start(name: &str, ended: Sender<Ended>, body: impl FnOnce() + Send + 'static)
 
 /// Ends when the lane has.
 fn write<W: ViewsWriter>(shared: &Shared, mut views: W, jobs: &Receiver<W::Job>, lane: &Sender<LaneMessage>) {
+    let urgent = || shared.urgent.load(Ordering::Relaxed);
     'jobs: for job in jobs {
         let mut pause = RETRY_MIN;
         let checkpoint = W::checkpoint_of(&job);
-        while let Err(error) = views.ingest(&job) {
+        while let Err(error) = views.ingest(&job, &urgent) {
             shared.counters.ingest_failures.add(1);
             tracing::warn!(%error, checkpoint, retry_ms = pause.as_millis() as u64, "views not ingested");
             // The lane is gone when nothing can come any more; nobody waits for this checkpoint then.

@@ -1,5 +1,6 @@
 """A PostgreSQL of a test's own: its own cluster, port and user, killed and started at will."""
 
+import contextlib
 import glob
 import os
 import pwd
@@ -58,7 +59,18 @@ class Postgres:
         return subprocess.run(ready).returncode == 0
 
     def kill(self):
-        """kill -9 of the one that leads; the others end when they notice."""
+        """kill -9 of all its processes.
+
+        Of the one that leads alone would not do: the others notice when they next wait for their client, and one
+        that is kept busy goes on to commit, and rightly says so.
+        """
+        leader = self.process.pid
+        # Stopped first, so that it starts no further ones.
+        os.kill(leader, signal.SIGSTOP)
+        with open(f"/proc/{leader}/task/{leader}/children") as children:
+            for child in children.read().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(child), signal.SIGKILL)
         self.process.kill()
         self.process.wait()
 

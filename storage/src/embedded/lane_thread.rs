@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -215,6 +216,7 @@ impl LaneThread {
         counters.refused_unavailable.add(now.refused_unavailable - before.refused_unavailable);
         counters.segments_removed.add(now.segments_removed - before.segments_removed);
         counters.lag_bytes.set(self.lane.journal().bytes_since_checkpoint());
+        self.shared.urgent.store(self.lane.is_urgent(), Ordering::Relaxed);
         counters.segments.set(self.lane.journal().segments() as u64);
         let now_ms = self.shared.now_ms();
         let since = counters.checkpoint_since_ms.get();

@@ -10,6 +10,7 @@ use super::*;
 use crate::conformance::{self, Backend, Driver, End, Shards, slot_map};
 use crate::journal::JournalConfig;
 use crate::seam::{Outcome, Refusal, Space, StorageEvent, StorageRequest, ViewRead};
+use crate::segment::{CHECKPOINT_RECORD_BYTES, FIRST_BATCH_OFFSET};
 
 /// Small enough that the tests live at the edges: a checkpoint every 16 KiB, segments of 128 KiB.
 fn small(directory: &Path) -> EmbeddedConfig {
@@ -276,4 +277,31 @@ fn fill(path: &Path) {
     let mut file = std::fs::File::create(path).expect("creates");
     let zeros = vec![0; 4096];
     while std::io::Write::write_all(&mut file, &zeros).is_ok() {}
+}
+
+/// What a start replays is bounded by the checkpoints, not by what the store holds.
+#[test]
+fn a_restart_replays_what_is_behind_the_checkpoint_however_much_there_is() {
+    let mut embedded = Embedded::new();
+    let checkpoint_bytes = embedded.config.lane.checkpoint_bytes;
+    let segment_bytes = embedded.config.lane.journal.segment_bytes;
+    let mut driver = Driver::new(&mut embedded, 1, 1);
+    let mut appended = 0;
+    for checkpoints in [2, 40] {
+        while driver.checkpoints_done() < checkpoints {
+            let group = driver.random_group(0);
+            appended += group.bytes.len() as u64;
+            driver.append(0, group);
+        }
+        driver.restart(End::Kill, 1);
+        let counters = driver.backend.store().counters();
+        let replayed = counters.recovered_bytes.get();
+        assert!(replayed <= 4 * checkpoint_bytes, "{replayed} bytes after {appended}");
+        assert!(appended < 8 * checkpoint_bytes || replayed < appended / 2, "{replayed} bytes after {appended}");
+        // What may lie behind the checkpoint and a batch more; the segment that the checkpoint began in, the one
+        // that it ended in, and the one of this start.
+        let room = segment_bytes - CHECKPOINT_RECORD_BYTES - u64::from(FIRST_BATCH_OFFSET);
+        let segments = (4 * checkpoint_bytes + (64 << 10)) / room + 3;
+        assert!(counters.segments.get() <= segments, "{} segments after {appended} bytes", counters.segments.get());
+    }
 }

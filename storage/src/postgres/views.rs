@@ -40,7 +40,7 @@ impl ViewsWriter for Writer {
         job.checkpoint
     }
 
-    fn ingest(&mut self, job: &CheckpointJob) -> Result<(), String> {
+    fn ingest(&mut self, job: &CheckpointJob, _urgent: &dyn Fn() -> bool) -> Result<(), String> {
         let sorted = Sorted::new(&job.runs).map_err(|error| error.to_string())?;
         let epoch = self.epoch;
         let ingested = self.session.simply(async |client: &Client| ingest(client, epoch, &sorted, &job.covered).await);
