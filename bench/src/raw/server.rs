@@ -15,7 +15,7 @@ pub enum Serve {
     Echo,
     /// The n-th word of a connection is answered by the n-th of the sizes, the last of them from then on.
     Steps,
-    /// Between two connections: see [`Relay`].
+    /// Between two connections: see `Relay`.
     Relay,
 }
 
