@@ -11,7 +11,7 @@ use clap::Args;
 use crate::server::Trouble;
 
 /// Growth that is let pass: below it lies what a compiler may do with unrelated code.
-const GROWTH_MAX: f64 = 0.03;
+const GROWTH_MAX_PERCENT: u64 = 3;
 
 #[derive(Debug, Clone, Args)]
 pub struct Orders {
@@ -63,13 +63,14 @@ fn compare(counts: &Counts, budgets: &Counts) -> (Vec<String>, usize) {
             continue;
         };
         let growth = *count as f64 / (*budget).max(1) as f64 - 1.0;
-        let verdict = match growth {
-            much if much > GROWTH_MAX => {
-                failed += 1;
-                "FAILED"
-            }
-            less if less < -GROWTH_MAX => "ok, and the budget is out of date: record the lower count",
-            _ => "ok",
+        let (percent, all) = (count * 100, budget * 100);
+        let verdict = if percent > all + budget * GROWTH_MAX_PERCENT {
+            failed += 1;
+            "FAILED"
+        } else if percent < all - budget * GROWTH_MAX_PERCENT {
+            "ok, and the budget is out of date: record the lower count"
+        } else {
+            "ok"
         };
         lines.push(format!(
             "{piece:<18} {count:>10} instructions, budget {budget:>10}, {:+.1} %: {verdict}",
