@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use ring::{Connection, Doorbell, Event, EventBatch, KernelRing, Op, Ops, RingConfig};
 
 use crate::cpu::by_thread;
-use crate::server::{Process, Trouble, cores, cpu_ns, machine_cpu_ns};
+use crate::server::{Process, Trouble, cores, cpu_ns, machine_cpu_ns, softirq_ns};
 use loadgen::run::cpu_seconds;
 
 /// Connections of one ring. Its table may hold as many as a process may have descriptors, and a tenth is kept
@@ -303,12 +303,13 @@ impl Stretch {
 
     /// Of a process, or of no other than this one if it is 0.
     pub fn of(server: u32) -> Self {
+        // The server is on core 0, the client on core 1, each with the kernel's thread for its network work.
         Self {
             server,
             at: Instant::now(),
-            server_ns: cpu_ns(server),
+            server_ns: cpu_ns(server) + softirq_ns(0),
             threads: by_thread(server),
-            client_s: cpu_seconds(),
+            client_s: cpu_seconds() + softirq_ns(1) as f64 / 1e9,
             machine_ns: machine_cpu_ns(),
         }
     }
