@@ -304,11 +304,14 @@ impl Stretch {
     /// Of a process, or of no other than this one if it is 0.
     pub fn of(server: u32) -> Self {
         // The server is on core 0, the client on core 1, each with the kernel's thread for its network work.
+        let softirq = softirq_ns(0);
+        let mut threads = by_thread(server);
+        threads.push(("ksoftirqd".to_owned(), softirq));
         Self {
             server,
             at: Instant::now(),
-            server_ns: cpu_ns(server) + softirq_ns(0),
-            threads: by_thread(server),
+            server_ns: cpu_ns(server) + softirq,
+            threads,
             client_s: cpu_seconds() + softirq_ns(1) as f64 / 1e9,
             machine_ns: machine_cpu_ns(),
         }
