@@ -577,7 +577,7 @@ mod tests {
         });
         let html = page(std::slice::from_ref(&run));
         let place = |what: &str| html.find(what).unwrap_or_else(|| panic!("{what} is missing"));
-        assert!(place("delivery.p99") < place("<h2>Charts"));
+        assert!(place("delivery.p99") < place("Where and how"));
         assert!(html.contains("verdict bad") && html.contains("31 ms"));
     }
 
