@@ -32,7 +32,9 @@ fn the_same_seed_lives_the_same_life() {
 /// Each of these seeds once showed a fault of ours.
 #[test]
 fn seeds_that_broke_a_promise_once_keep_it_now() {
-    for seed in [0, 2, 3, 6, 12, 20, 23, 32, 36, 75, 99, 100, 132, 166, 1502, 2012, 1_039_156, 1_063_931, 1_117_198] {
+    for seed in
+        [0, 2, 3, 6, 12, 20, 23, 32, 36, 75, 99, 100, 132, 166, 1502, 2012, 1_039_156, 1_063_931, 1_117_198, 3_036_690]
+    {
         live(seed);
     }
 }
