@@ -528,10 +528,18 @@ impl Pace<'_> {
     /// After so many rows, about a millisecond of work.
     const ROWS: usize = 512;
 
+    /// And never for longer, whatever the work took: the process may have been paused meanwhile, or the disk be
+    /// slow, and what is urgent a moment later must not wait for that.
+    const REST_MAX: Duration = Duration::from_millis(20);
+
     fn rest(&self, worked: Duration) {
-        if self.rests > 0 && !(self.urgent)() {
-            thread::sleep(worked * self.rests);
+        if !(self.urgent)() {
+            thread::sleep(self.rest_after(worked));
         }
+    }
+
+    fn rest_after(&self, worked: Duration) -> Duration {
+        (worked * self.rests).min(Self::REST_MAX)
     }
 }
 

@@ -57,6 +57,15 @@ fn dedup_value(day: u64, seq: u8) -> Vec<u8> {
     value
 }
 
+/// The process was paused in the middle of a piece of work, or the disk is a hundred times slower than usual.
+#[test]
+fn an_ingestion_never_rests_for_long() {
+    let pace = Pace { rests: 3, urgent: &|| false };
+    let (usual, paused) = (Duration::from_millis(1), Duration::from_mins(1));
+    assert_eq!(pace.rest_after(usual), 3 * usual);
+    assert!(pace.rest_after(paused) < Duration::from_millis(100), "{:?}", pace.rest_after(paused));
+}
+
 /// Within a run, between runs of one call and between calls, the row that came last is the row.
 #[test]
 fn the_last_row_of_a_key_wins_everywhere() {
