@@ -397,7 +397,8 @@ impl Owner {
         self.take_back_staged(now, ErrorCode::Unavailable, fx);
         let mut waiting = Vec::new();
         for slot in self.slots.iter_mut().flatten() {
-            for (&id, entry) in &mut slot.conversations {
+            // Few of all conversations have something pending, and the others need not be sorted.
+            for (&id, entry) in slot.conversations.iter_mut().filter(|(_, entry)| !entry.pending.is_empty()) {
                 let waiters = entry.pending.iter_mut().map(|p| (p.id, std::mem::take(&mut p.waiters)));
                 waiting.push((id, waiters.collect::<Vec<_>>()));
             }

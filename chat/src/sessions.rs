@@ -239,7 +239,7 @@ impl Sessions {
             ClientFrame::Conversations { limit, cursor } => {
                 let skip = cursor.as_deref().map_or(Ok(0), str::parse);
                 let Ok(skip) = skip else {
-                    return self.error(key, None, None, ErrorCode::BadRequest, 0, fx);
+                    return self.error_at(key, None, None, ErrorCode::BadRequest, 0, Some("cursor"), fx);
                 };
                 let Some(request) = self.read_request(key, Asked::List, None, fx) else { return };
                 let mail = Mail::List { request, skip, limit: limit.unwrap_or(20).clamp(1, 100) };
