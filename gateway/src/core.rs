@@ -149,10 +149,13 @@ impl Core {
         self.wheel.set_no_later(index, at_ms);
     }
 
-    /// When the outstanding send will have stalled; [`NEVER`] without one.
+    /// When the outstanding send will have stalled; [`NEVER`] without one, and where the end has begun, which has a
+    /// deadline of its own or needs none.
     pub(crate) fn stalls_ms(&mut self, index: u32) -> u64 {
-        match self.table.get(index).outbound {
+        let entry = self.table.get(index);
+        match entry.outbound {
             NONE => NEVER,
+            _ if matches!(entry.stage, Stage::Closing) => NEVER,
             queue => {
                 let queue = self.outbound.get(queue);
                 if queue.in_flight == 0 { NEVER } else { queue.progress_ms + self.settings.stall_ms }
@@ -266,6 +269,11 @@ impl Core {
             self.counters.reading_paused += 1;
             self.ops.push(Op::PauseReceive { connection });
         }
+    }
+
+    /// Whether more waits for a client than it may leave waiting.
+    pub(crate) fn is_pressed(&mut self, index: u32) -> bool {
+        self.queued_bytes(index) > self.settings.outbound_bytes_max
     }
 
     /// Whether so much waits for a client that the rules' own limit must have failed.

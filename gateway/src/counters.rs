@@ -81,7 +81,7 @@ counters! {
     tokens_expired "Connections closed because their token ended and no new one came.",
     reading_paused "Times that a connection was not read from because too much was waiting for it.",
     stalled "Connections cut off because the peer took nothing of what was sent.",
-    overfull "Connections cut off because far too much was waiting for them.",
+    overfull "Connections cut off because far too much was waiting for them, or came before they took their answers.",
     isolated_panics "Connections closed because their input made a decoder panic.",
 }
 

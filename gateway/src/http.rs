@@ -77,7 +77,7 @@ impl Shard {
         // Taken out while it is worked on, and put back at the end unless the connection ends or changes.
         let mut reader = self.core.http(index).reader;
         let mut rest = &input[..];
-        while self.core.http(index).answering.is_none() && !rest.is_empty() {
+        while !self.answers_first(index) && !rest.is_empty() {
             let body_bytes_max = Limits::for_bodies_of(self.core.settings.body_bytes_max as u32).message_bytes_max;
             let limits = HttpLimits { body_bytes_max, ..HttpLimits::default() };
             let Ok(polled) = catch_unwind(AssertUnwindSafe(|| reader.poll(&limits, rest))) else {
@@ -127,13 +127,19 @@ impl Shard {
     /// Keeps what has arrived of the next request.
     fn keep_input(&mut self, index: u32, reader: RequestReader, input: Vec<u8>) {
         let now_ms = self.core.now.monotonic_ms;
-        let is_answering = self.core.http(index).answering.is_some();
-        if is_answering && input.len() > AHEAD_BYTES_MAX {
+        let waits = self.answers_first(index);
+        if waits && input.len() > AHEAD_BYTES_MAX {
+            self.core.counters.overfull += 1;
             return self.core.cut(index);
         }
         let flags = &mut self.core.table.get(index).flags;
+        if waits && flags.take(Flag::Arriving) {
+            // It is not the client that keeps it from arriving.
+            self.core.await_request(index);
+        }
+        let flags = &mut self.core.table.get(index).flags;
         // A later request has as long as the first one had, from its first byte on.
-        if !is_answering && !input.is_empty() && flags.has(Flag::Served) && !flags.has(Flag::Arriving) {
+        if !waits && !input.is_empty() && flags.has(Flag::Served) && !flags.has(Flag::Arriving) {
             flags.raise(Flag::Arriving);
             let deadline_ms = now_ms + self.core.settings.handshake_ms;
             self.core.set_deadline(index, deadline_ms);
@@ -142,10 +148,33 @@ impl Shard {
         (http.reader, http.input) = (reader, input);
     }
 
+    /// Whether the next request has to wait: for the answer to the one before, or until the client has taken
+    /// enough of its answers.
+    fn answers_first(&mut self, index: u32) -> bool {
+        self.core.http(index).answering.is_some() || self.core.is_pressed(index)
+    }
+
+    /// On with what the client asked while it had to wait.
+    pub(crate) fn read_ahead(&mut self, index: u32) {
+        if self.answers_first(index) {
+            return;
+        }
+        let ahead = std::mem::take(&mut self.core.http(index).input);
+        if !ahead.is_empty() {
+            self.read_requests(index, Cow::Owned(ahead));
+        }
+        if let Stage::Http(_) = self.core.table.get(index).stage
+            && self.core.table.get(index).flags.has(Flag::Eof)
+            && !self.answers_first(index)
+        {
+            self.core.finish(index);
+        }
+    }
+
     /// The peer has finished sending: what it asked is still answered.
     pub(crate) fn http_eof(&mut self, index: u32) {
         self.core.table.get(index).flags.raise(Flag::Eof);
-        if self.core.http(index).answering.is_none() {
+        if !self.answers_first(index) {
             self.core.finish(index);
         }
     }
@@ -159,7 +188,12 @@ impl Shard {
             self.core.error_problem(index, reply, &error_frame(ErrorCode::Unavailable, None, Some(1_000)));
             return self.go_on(index, reply.keep_alive);
         }
-        if http.input.is_empty() && self.core.table.get(index).flags.has(Flag::Served) {
+        let flags = self.core.table.get(index).flags;
+        if flags.has(Flag::Served) && !flags.has(Flag::Arriving) && self.core.queued_bytes(index) > 0 {
+            // It still takes its answer; whether it does, `stall_ms` sees.
+            return self.core.await_request(index);
+        }
+        if flags.has(Flag::Served) && !flags.has(Flag::Arriving) {
             self.core.counters.idle_timeouts += 1;
         } else {
             self.core.counters.handshake_timeouts += 1;
@@ -169,14 +203,11 @@ impl Shard {
 
     /// The answer to a request is written: on to the next one, or to the end.
     pub(crate) fn go_on(&mut self, index: u32, keep_alive: bool) {
-        if !keep_alive || self.core.draining || self.core.table.get(index).flags.has(Flag::Eof) {
+        if !keep_alive || self.core.draining {
             return self.core.finish(index);
         }
         self.core.await_request(index);
-        let ahead = std::mem::take(&mut self.core.http(index).input);
-        if !ahead.is_empty() {
-            self.read_requests(index, Cow::Owned(ahead));
-        }
+        self.read_ahead(index);
     }
 
     fn route(&mut self, index: u32, request: &Request<'_>) -> Next {

@@ -234,8 +234,9 @@ impl Shard {
             Event::Accepted { connection, .. } => {
                 self.core.counters.accepted += 1;
                 let index = self.core.table.insert(connection, Stage::Http(Box::<Http>::default()));
-                let deadline_ms = self.core.now.monotonic_ms + self.core.settings.handshake_ms;
-                self.core.set_deadline(index, deadline_ms);
+                let now_ms = self.core.now.monotonic_ms;
+                self.core.table.get(index).begin_without_debts(now_ms);
+                self.core.set_deadline(index, now_ms + self.core.settings.handshake_ms);
             }
             Event::Received { connection, range } => {
                 if let Some(index) = self.core.table.find(connection) {
@@ -251,6 +252,10 @@ impl Shard {
             Event::Sent { connection, buffer } => {
                 if let Some(session) = self.core.sent(connection, buffer) {
                     self.chat.drained(session, &mut self.core);
+                } else if let Some(index) = self.core.table.find(connection)
+                    && let Stage::Http(_) = self.core.table.get(index).stage
+                {
+                    self.read_ahead(index);
                 }
             }
             Event::Closed { connection, buffer, .. } => {
@@ -344,7 +349,11 @@ impl Shard {
         self.core.table.get(index).forget_paid_pings(now_ms);
         if self.core.stalls_ms(index) <= now_ms {
             self.core.counters.stalled += 1;
-            self.core.cut(index);
+            match self.core.table.get(index).stage {
+                // Should it wake up after all, it is to know that it may come again.
+                Stage::Socket(_) => self.core.close_socket(index, CloseCode::TooSlow),
+                _ => self.core.cut(index),
+            }
         }
         self.look_at_token(index);
         if self.core.table.get(index).deadline.is_due(now_ms) {

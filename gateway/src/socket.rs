@@ -72,10 +72,7 @@ impl Shard {
         match catch_unwind(AssertUnwindSafe(|| decode_client(text, body_bytes_max))) {
             Ok(Ok(frame)) if self.admits(index, &frame) => self.client_frame(index, &frame),
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => {
-                self.core.counters.frames_bad += 1;
-                self.tell(index, error.frame());
-            }
+            Ok(Err(error)) => self.bad_frame(index, error.frame()),
             Err(_) => self.isolate(index),
         }
         if self.core.is_overfull(index) {
@@ -84,25 +81,46 @@ impl Shard {
         }
     }
 
-    /// Whether the client may send a frame now; tells it if not, and closes if it floods. What only takes load
-    /// away is counted, and never refused.
-    fn admits(&mut self, index: u32, frame: &ClientFrame<'_>) -> bool {
+    /// A frame that says nothing costs what any other does.
+    fn bad_frame(&mut self, index: u32, error: ErrorFrame<'_>) {
+        match self.charge(index) {
+            Admission::Admitted => {
+                self.core.counters.frames_bad += 1;
+                self.tell(index, error);
+            }
+            Admission::Limited { after_ms } => {
+                self.core.counters.rate_limited += 1;
+                let limited = error_frame(ErrorCode::RateLimited, None, Some(after_ms));
+                self.tell(index, ErrorFrame { id: error.id, conversation: error.conversation, ..limited });
+            }
+            Admission::Flood => {}
+        }
+    }
+
+    /// Charges the client for a frame; closes if it floods.
+    fn charge(&mut self, index: u32) -> Admission {
         let client = self.core.table.client(index);
         let flags = &mut self.core.table.get(index).flags;
         let admission = self.core.rate.charge(self.core.now.monotonic_ms, client, flags.has(Flag::Limited));
-        let after_ms = match admission {
-            Admission::Admitted => {
-                self.core.table.get(index).flags.lower(Flag::Limited);
-                return true;
-            }
-            Admission::Limited { after_ms } => after_ms,
+        match admission {
+            Admission::Admitted => flags.lower(Flag::Limited),
+            Admission::Limited { .. } => flags.raise(Flag::Limited),
             Admission::Flood => {
                 self.core.counters.floods += 1;
                 self.core.close_socket(index, CloseCode::Flood);
-                return false;
             }
+        }
+        admission
+    }
+
+    /// Whether the client may send a frame now; tells it if not. What only takes load away is counted, and never
+    /// refused.
+    fn admits(&mut self, index: u32, frame: &ClientFrame<'_>) -> bool {
+        let after_ms = match self.charge(index) {
+            Admission::Admitted => return true,
+            Admission::Limited { after_ms } => after_ms,
+            Admission::Flood => return false,
         };
-        self.core.table.get(index).flags.raise(Flag::Limited);
         let session = self.socket(index).and_then(|socket| socket.session);
         match (frame, session) {
             (ClientFrame::Beat { .. } | ClientFrame::Skip { .. } | ClientFrame::Auth { .. }, _) => return true,

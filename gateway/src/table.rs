@@ -175,6 +175,11 @@ impl Entry {
         self.expires_s = u32::try_from(ms / 1_000).unwrap_or(u32::MAX);
     }
 
+    /// A new connection owes nothing.
+    pub(crate) fn begin_without_debts(&mut self, now_ms: u64) {
+        self.pings_until_s = (now_ms / 1_000) as u16;
+    }
+
     /// Whether the peer may ping once more: each costs a second of patience.
     pub(crate) fn pays_for_ping(&mut self, now_ms: u64) -> bool {
         let owed = self.owed_pings(now_ms);
@@ -193,7 +198,7 @@ impl Entry {
     /// look like a debt.
     pub(crate) fn forget_paid_pings(&mut self, now_ms: u64) {
         if self.owed_pings(now_ms) == 0 {
-            self.pings_until_s = (now_ms / 1_000) as u16;
+            self.begin_without_debts(now_ms);
         }
     }
 }

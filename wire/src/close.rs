@@ -43,7 +43,7 @@ close_codes! {
     Internal 1011 Resume "internal error" "The server met a fault of its own on this connection.",
     Restart 1012 Resume "restart" "The server restarts.",
     Moved 4001 Resume "moved" "The deadline of `move` has passed.",
-    TooSlow 4002 Resume "too slow" "The client made no progress reading for 30 s.",
+    TooSlow 4002 Resume "too slow" "The client made no progress reading for 30 s, or lags behind in too many conversations.",
     Idle 4003 Resume "idle" "No frame came from the client for as long as `hello` allows (`offline_ms`).",
     OpenTimeout 4004 Resume "no open" "No `open` came in the time allowed after the upgrade.",
     Flood 4008 Resume "flood" "Too many pings, pongs or frames.",

@@ -1,5 +1,7 @@
 //! The shard with everything around it made by hand: time, ring and storage are a few lines each.
 
+mod limits;
+
 use ring::{CloseReason, Connection, ListenerId, Op};
 use shard_router::{MailLimits, SlotMap};
 use storage::seam::{Class, Outcome, Rows};
