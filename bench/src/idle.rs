@@ -14,6 +14,7 @@ use loadgen::span::Span;
 use serde_json::{Value, json};
 use wire::ids::UserId;
 
+use crate::crowd::{Crowd, to_one};
 use crate::figures::{Scratch, field, intercept, median, save, slope};
 use crate::server::{Process, Trouble};
 
@@ -27,8 +28,8 @@ const CONNECTIONS: &str = "ringway_connection_bytes";
 const QUEUES: &str = "ringway_queue_bytes";
 /// Threads that send the burst.
 const SENDERS: u32 = 16;
-/// The two ends of a session, both of which have a ring on this machine.
-const ENDS: f64 = 2.0;
+/// Caches that change for other reasons than a connection's: names that somebody looked up, and connections that ended.
+const OF_OTHERS: [&str; 3] = ["dentry", "proc_inode_cache", "tw_sock_TCP"];
 
 /// What the server says that it uses, by owner; the ring's part is the size of its slot.
 const OWNERS: [(&str, &str); 4] = [
@@ -84,7 +85,9 @@ pub fn run(rounds: u32, rest: u64) -> Result<(), Trouble> {
          or goes once moves a few of them only. The allocator gives freed pages back at once (MIMALLOC_PURGE_DELAY=0) \
          and takes 4 KiB pages (MIMALLOC_ALLOW_THP=0): with transparent huge ones all {LAST} sessions lie in two or \
          three pages of 2 MiB, and the figure would be how those were rounded.\nKernel: growth of the slab caches \
-         between the first and the last point, over sessions and their two ends, which both have a ring here.\nThen \
+         between the first and the last point, per session with both of its ends; less that of as many plain sockets, accepted \
+         and held by a process that waits for none of them, with the same ends on the client's side: what remains is what the \
+         server's way of waiting adds to a socket.\nThen \
          every user sends a message to another over REST, and {rest} s later memory is read again."
     );
     println!("{method}\n");
@@ -93,7 +96,12 @@ pub fn run(rounds: u32, rest: u64) -> Result<(), Trouble> {
         |name: &str| median(&rounds.iter().map(|round| round[name].as_f64().unwrap_or(f64::NAN)).collect::<Vec<_>>());
     let bytes = of("bytes_per_session");
     println!("\n{bytes:.0} bytes per session; must be at most {MUST:.0}");
+    let plain = plain_sockets(rest)?;
+    let added = added(&rounds, &plain);
+    let sum: f64 = added.values().sum();
+    println!("kernel, added to a socket: {sum:.0} bytes ({}); must be at most 300", listed_map(&added));
     let result = json!({
+        "kernel_plain_bytes": plain.values().sum::<f64>(), "kernel_plain_by_cache": plain, "kernel_added_bytes": added,
         "bytes_per_session": bytes, "used_bytes_per_session": of("used_bytes_per_session"),
         "heap_bytes_per_session": of("heap_bytes_per_session"), "fixed_bytes": of("fixed_bytes"),
         "must": MUST, "met": bytes <= MUST, "rounds": rounds,
@@ -142,7 +150,7 @@ fn one_round(round: u32, rest: u64) -> Result<Value, Trouble> {
     let by_size: Vec<_> = by_size.filter(|(_, bytes)| bytes.abs() >= 1.0).collect();
     println!("  heap {:.0}, by size of pieces up to: {}", slope(&heap), listed(by_size.iter().copied()));
     let kernel = kernel_growth(&slabs);
-    println!("  kernel, per end: {}", listed(kernel.iter().map(|(cache, bytes)| (cache.as_str(), *bytes))));
+    println!("  kernel, both ends: {}", listed_map(&kernel));
     let before = points.pop().expect("there are several points");
     let burst = burst(&server, &key, &before, rest)?;
     stop.store(true, Ordering::Relaxed);
@@ -152,13 +160,17 @@ fn one_round(round: u32, rest: u64) -> Result<Value, Trouble> {
     Ok(json!({
         "kib": kib, "bytes_per_session": slope(&pss), "fixed_bytes": intercept(&pss),
         "used_bytes_per_session": used, "by_owner": owners, "heap_bytes_per_session": slope(&heap),
-        "kernel_bytes_per_end": kernel, "burst": burst,
+        "kernel_bytes": kernel, "burst": burst,
     }))
 }
 
 fn listed<'a>(of: impl Iterator<Item = (&'a str, f64)>) -> String {
     let all: Vec<_> = of.map(|(name, bytes)| format!("{name} {bytes:.1}")).collect();
     if all.is_empty() { "nothing".to_owned() } else { all.join(", ") }
+}
+
+fn listed_map(of: &BTreeMap<String, f64>) -> String {
+    listed(of.iter().map(|(name, bytes)| (name.as_str(), *bytes)))
 }
 
 type Held = std::thread::JoinHandle<Result<RunResult, RunError>>;
@@ -284,12 +296,35 @@ fn slab_bytes() -> BTreeMap<String, f64> {
     caches.collect()
 }
 
-/// Which caches grew with the sessions, by how much per session and end.
+/// As many connections as the points are apart, to a process that waits for none of them.
+fn plain_sockets(rest: u64) -> Result<BTreeMap<String, f64>, Trouble> {
+    let server = Process::own(&["probe-hold"])?;
+    let mut crowd = Crowd::new(LAST - FIRST)?;
+    let before = slab_bytes();
+    crowd.connect(&to_one(server.address), |_, _, _| Ok(()))?;
+    for _ in 0..rest {
+        crowd.turn(Duration::from_secs(1), |_, _, _| Ok(()))?;
+    }
+    Ok(kernel_growth(&[before, slab_bytes()]))
+}
+
+/// What sessions have of the kernel over what plain sockets have of it.
+fn added(rounds: &[Value], plain: &BTreeMap<String, f64>) -> BTreeMap<String, f64> {
+    let caches = rounds.iter().filter_map(|round| round["kernel_bytes"].as_object()).flat_map(|caches| caches.keys());
+    let caches: std::collections::BTreeSet<_> = caches.collect();
+    let of = |cache: &String| {
+        let bytes: Vec<_> = rounds.iter().map(|round| round["kernel_bytes"][cache].as_f64().unwrap_or(0.0)).collect();
+        (cache.clone(), median(&bytes) - plain.get(cache).copied().unwrap_or(0.0))
+    };
+    caches.into_iter().map(of).filter(|(_, bytes)| *bytes >= 8.0).collect()
+}
+
+/// Which caches grew with the sessions, by how much per session and both of its ends.
 fn kernel_growth(slabs: &[BTreeMap<String, f64>]) -> BTreeMap<String, f64> {
     let (Some(first), Some(last)) = (slabs.first(), slabs.last()) else { return BTreeMap::new() };
     let grown = last.iter().map(|(cache, bytes)| {
         let more = bytes - first.get(cache).copied().unwrap_or(0.0);
-        (cache.clone(), more / f64::from(LAST - FIRST) / ENDS)
+        (cache.clone(), more / f64::from(LAST - FIRST))
     });
-    grown.filter(|(_, bytes)| *bytes >= 8.0).collect()
+    grown.filter(|(cache, bytes)| *bytes >= 8.0 && !OF_OTHERS.contains(&cache.as_str())).collect()
 }

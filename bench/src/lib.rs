@@ -18,7 +18,6 @@ pub mod opened;
 pub mod peers;
 pub mod performance;
 pub mod pieces;
-pub mod probe;
 pub mod raw;
 pub mod restart;
 pub mod routed;

@@ -95,7 +95,7 @@ enum What {
         connections: u32,
     },
     #[command(hide = true)]
-    ProbeEcho {
+    ProbeHold {
         #[arg(long)]
         listen: SocketAddr,
     },
@@ -120,7 +120,7 @@ fn main() -> ExitCode {
         What::ProbeRaw(orders) => bench::raw::server::serve(&orders),
         What::ProbeEpoll { listen } => bench::raw::epoll::serve(listen),
         What::ProbeFanout { listen, connections } => bench::raw::fanout::serve(listen, connections),
-        What::ProbeEcho { listen } => bench::probe::serve(listen),
+        What::ProbeHold { listen } => bench::raw::hold::serve(listen),
         What::ClientEcho(arguments) => echo::client(&arguments),
     };
     match done {

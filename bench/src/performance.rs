@@ -1,9 +1,13 @@
 //! One page of all figures, as Markdown and as HTML, out of the files in `bench/results` and nothing else.
 
+mod targets;
+
 use std::path::{Path, PathBuf};
 
-use loadgen::report::page::{Cell, Check, Page, Range, Table};
+use loadgen::report::page::{Cell, Page, Range, Table};
 use serde_json::Value;
+
+use self::targets::{COLUMNS, Met};
 
 use crate::server::Trouble;
 
@@ -75,40 +79,6 @@ impl Figure {
         self.result["sides"].as_array().map_or(&[], Vec::as_slice)
     }
 
-    /// What it is held against: what was measured, the bound, and whether it is met.
-    fn must(&self) -> Option<Check> {
-        let result = &self.result;
-        let (condition, measured, met) = if let Some(rate) = result["must_per_second"].as_f64() {
-            let stored = result["saturated"]["stored_per_second"].as_f64()?;
-            (format!("at least {} stored a second", short(rate)), short(stored), result["met"].as_bool()?)
-        } else {
-            let must = result["must"].as_f64()?;
-            let measured = self.measured()?;
-            // A ratio meets its bound when its upper bound does, in a run that counts.
-            let met = result["met"].as_bool().unwrap_or(!self.is_void() && measured.high <= must);
-            (format!("at most {}", short(must)), bounded(measured), met)
-        };
-        let note = self.is_void().then(|| "void: too many rounds were disturbed".to_owned());
-        Some(Check { run: self.name.clone(), condition, measured, passed: met, note })
-    }
-
-    fn measured(&self) -> Option<Bounded> {
-        let exactly = |value: f64| Bounded { median: value, low: value, high: value };
-        if let Some(median) = self.result["ratio"].as_f64() {
-            return Some(Bounded {
-                median,
-                low: self.result["ratio_low"].as_f64()?,
-                high: self.result["ratio_high"].as_f64()?,
-            });
-        }
-        let ringway = self.sides().iter().find(|side| side["name"] == "ringway");
-        if let Some(over) = ringway.and_then(|side| side["over"].as_object()) {
-            return over.values().find_map(ratio);
-        }
-        let keys = ["bytes_per_session", "shard_calls_per_message"];
-        keys.iter().find_map(|key| self.result[*key].as_f64()).map(exactly)
-    }
-
     /// What it took to measure it, in a line each.
     fn facts(&self) -> Vec<(String, String)> {
         let result = &self.result;
@@ -147,6 +117,7 @@ impl Figure {
         } else {
             tables.push(self.contest());
         }
+        tables.extend(self.rounds());
         tables.extend(self.absent());
         for table in &mut tables {
             table.title.clone_from(&self.name);
@@ -219,13 +190,35 @@ impl Figure {
 
     /// All plain numbers of a result without a shape of its own.
     fn scalars(&self) -> Table {
-        let about = ["cores", "memory_kib", "must"];
-        let numbers = self.result.as_object().into_iter().flatten().filter_map(|(name, value)| {
-            let number = value.as_f64().filter(|_| !about.contains(&name.as_str()))?;
-            Some(vec![Cell::text(&name.replace('_', " ")), Cell::text(&short(number))])
-        });
+        const ABOUT: [&str; 3] = ["cores", "memory_kib", "must"];
+        let rows = numbers(&self.result, "").into_iter().filter(|(name, _)| !ABOUT.contains(&name.as_str()));
+        let rows = rows.map(|(name, value)| vec![Cell::text(&name.replace('_', " ")), Cell::text(&short(value))]);
         let columns = vec![String::new(), "measured".to_owned()];
-        Table { columns, rows: numbers.collect(), numbers: true, ..Table::default() }
+        Table { columns, rows: rows.collect(), numbers: true, ..Table::default() }
+    }
+
+    /// What each round said, where there are few of them and no sides; what is listed by name, with a row each.
+    fn rounds(&self) -> Option<Table> {
+        const SHOWN_MAX: usize = 8;
+        let rounds = self.result["rounds"].as_array().filter(|rounds| rounds.len() <= SHOWN_MAX)?;
+        let mut rows: Vec<Vec<Cell>> = Vec::new();
+        for (at, round) in rounds.iter().enumerate() {
+            for (name, value) in numbers(round, "") {
+                let name = name.replace('_', " ");
+                let place = rows.iter().position(|row| row[0].text == name).unwrap_or_else(|| {
+                    rows.push(vec![Cell::text(&name)]);
+                    rows.len() - 1
+                });
+                rows[place].resize_with(at + 1, || Cell::text("–"));
+                rows[place].push(Cell::text(&short(value)));
+            }
+        }
+        for row in &mut rows {
+            row.resize_with(rounds.len() + 1, || Cell::text("–"));
+        }
+        let mut columns = vec![String::new()];
+        columns.extend((1..=rounds.len()).map(|round| format!("round {round}")));
+        (!rows.is_empty()).then(|| Table { columns, rows, numbers: true, ..Table::default() })
     }
 
     /// What peers lack, and those that could not be had: absent is not beaten.
@@ -243,6 +236,17 @@ impl Figure {
         let columns = vec!["peer".to_owned(), String::new()];
         (!rows.is_empty()).then(|| Table { columns, rows, ..Table::default() })
     }
+}
+
+/// All plain numbers in it, those of what has a name of its own too.
+fn numbers(of: &Value, within: &str) -> Vec<(String, f64)> {
+    let named = |name: &str| if within.is_empty() { name.replace('_', " ") } else { format!("{within}: {name}") };
+    let each = of.as_object().into_iter().flatten().flat_map(|(name, value)| match value.as_f64() {
+        Some(number) => vec![(if within.is_empty() { name.clone() } else { named(name) }, number)],
+        None if name == "settings" => Vec::new(),
+        None => numbers(value, &named(name)),
+    });
+    each.collect()
 }
 
 fn ratio(value: &Value) -> Option<Bounded> {
@@ -273,10 +277,15 @@ fn short(value: f64) -> String {
 const INTRODUCTION: &str = "Every figure is a ratio to something measured in the same run, or says the load that it was \
     measured under. A ratio meets its bound when its upper 95 % bound does. Figures of one machine: context, no records.";
 
+const TARGETS: &str = "What is to be reached, and how far it is";
+
 fn page(figures: &[Figure]) -> Page {
-    let musts: Vec<_> = figures.iter().filter_map(Figure::must).collect();
+    let targets = targets::all(figures);
     let void = figures.iter().filter(|figure| figure.is_void()).map(|figure| &figure.name);
-    let mut tables = Vec::new();
+    let rows = targets.iter().map(|target| target.cells().map(Cell::text).into());
+    let columns = COLUMNS.map(str::to_owned).into();
+    let first = Table { title: TARGETS.to_owned(), columns, rows: rows.collect(), ..Table::default() };
+    let mut tables = vec![first];
     for figure in figures {
         let mut own = figure.tables();
         figure.text("method").clone_into(&mut own[0].note);
@@ -291,10 +300,8 @@ fn page(figures: &[Figure]) -> Page {
     Page {
         title: "Performance of Ringway".to_owned(),
         subtitle: INTRODUCTION.to_owned(),
-        passed: musts.iter().all(|must| must.passed),
-        several: true,
+        passed: targets.iter().all(|target| matches!(target.met, Met::Yes | Met::Measured)),
         notices: void.map(|name| format!("{name} is void: too many rounds were disturbed by others.")).collect(),
-        checks: musts,
         leading: tables,
         ..Page::default()
     }
@@ -304,13 +311,14 @@ fn markdown(figures: &[Figure]) -> String {
     use std::fmt::Write as _;
     let mut out = format!(
         "# Performance\n\nMade by `cargo run --release -p bench -- performance` from the files in `bench/results`; do not \
-         edit. As a page: [performance.html](performance.html).\n\n{INTRODUCTION}\n\n| figure | measured | must | met |\n\
-         | --- | --- | --- | --- |\n"
+         edit. As a page: [performance.html](performance.html).\n\n{INTRODUCTION}\n\n## {TARGETS}\n\n| {} |\n| {} |\n",
+        COLUMNS.join(" | "),
+        COLUMNS.map(|_| "---").join(" | "),
     );
-    for must in figures.iter().filter_map(Figure::must) {
-        let met = if must.passed { "yes" } else { "**no**" };
-        let note = must.note.map_or(String::new(), |note| format!(" ({note})"));
-        let _ = writeln!(out, "| {} | {}{note} | {} | {met} |", cell(&must.run), cell(&must.measured), must.condition);
+    for target in targets::all(figures) {
+        let cells = target.cells().map(cell);
+        let met = if target.met == Met::No { "**not met**" } else { target.met.text() };
+        let _ = writeln!(out, "| {} | {met} |", cells[..cells.len() - 1].join(" | "));
     }
     for figure in figures {
         let _ = write!(out, "\n## {}\n\n{}\n", figure.name, figure.text("method"));
@@ -346,28 +354,85 @@ mod tests {
     }
 
     fn contest(high: f64, void: bool) -> Figure {
-        let over = json!({ "raw ring": { "median": 1.1, "low": 1.0, "high": high } });
-        let ringway = json!({ "name": "ringway", "absent": null, "us": 4.5, "per_second": 1000.0, "over": over });
+        let over = json!({ "raw relay": { "median": 1.1, "low": 1.0, "high": high } });
+        let raw = json!({ "name": "raw relay", "absent": null, "us": 4.0, "over": {} });
+        let ringway = json!({ "name": "ringway shard", "absent": null, "us": 4.5, "per_second": 1000.0, "over": over });
         let gone = json!({ "name": "ws", "absent": "npm | cannot be run", "over": {} });
         let peers = json!([{ "name": "ws", "version": "8", "lacks": "users" }]);
-        figure("routed", json!({ "must": 1.5, "void": void, "sides": [ringway, gone], "peers": peers, "cores": 2 }))
+        figure(
+            "routed-1000",
+            json!({ "must": 1.5, "void": void, "sides": [raw, ringway, gone], "peers": peers, "cores": 2 }),
+        )
+    }
+
+    fn row(figures: &[Figure], name: &str) -> targets::Target {
+        targets::all(figures).into_iter().find(|target| target.name == name).unwrap()
     }
 
     #[test]
     fn a_ratio_meets_its_bound_with_its_upper_bound_in_a_run_that_counts() {
-        assert!(contest(1.4, false).must().unwrap().passed);
-        assert!(!contest(1.6, false).must().unwrap().passed);
-        assert!(!contest(1.4, true).must().unwrap().passed);
-        assert!(figure("floor", json!({ "sides": [] })).must().is_none());
+        let met = |high, void| row(&[contest(high, void)], "T5").met;
+        assert_eq!(met(1.4, false), Met::Yes);
+        assert_eq!(met(1.6, false), Met::No);
+        assert_eq!(met(1.4, true), Met::NotMeasured);
+        assert_eq!(row(&[], "T5").met, Met::NotMeasured);
+    }
+
+    #[test]
+    fn an_echo_must_be_as_cheap_as_the_peer_too_and_no_absent_one_is_beaten() {
+        let side = |name: &str, us: f64, to_peer: f64| {
+            let of = |median: f64| json!({ "median": median, "low": median, "high": median });
+            json!({ "name": name, "absent": null, "us": us, "over": { "raw ring": of(1.05), "ringway": of(to_peer) } })
+        };
+        let run = |theirs: Value| {
+            let ours = json!({ "name": "ringway", "absent": null, "us": 4.0,
+                "over": { "raw ring": { "median": 1.05, "low": 1.0, "high": 1.08 } } });
+            let sides = json!([side("raw ring", 3.8, 0.95), ours, side("ws", 9.0, 2.2), theirs]);
+            row(&[figure("peers-echo-1000", json!({ "sides": sides }))], "T4")
+        };
+        let beaten = run(side("uWebSockets", 5.0, 1.25));
+        assert_eq!((beaten.met, beaten.peer.as_str()), (Met::Yes, "uWebSockets 5 µs: 0.8x"));
+        assert_eq!(run(side("uWebSockets", 3.0, 0.75)).met, Met::No);
+        let absent = run(json!({ "name": "uWebSockets", "absent": "no wheel", "over": {} }));
+        assert_eq!((absent.met, absent.peer.starts_with("ws 9 µs")), (Met::NotMeasured, true));
+    }
+
+    #[test]
+    fn one_condition_that_fails_is_enough_and_a_missing_one_is_no_success() {
+        let durable = |p99: f64| {
+            figure("durable", json!({ "at_half": { "delivery_ms": { "p50": 1.0, "p99": p99, "p99_9": 20.0 } } }))
+        };
+        assert_eq!(row(&[durable(9.0)], "T9").met, Met::Yes);
+        assert_eq!(row(&[durable(11.0)], "T9").met, Met::No);
+        let syscalls = |calls: f64| {
+            figure("syscalls", json!({ "shard_allocations_per_message": null, "shard_calls_per_message": calls }))
+        };
+        assert_eq!(row(&[syscalls(0.05)], "T12").met, Met::NotMeasured);
+        assert_eq!(row(&[syscalls(0.2)], "T12").met, Met::No);
     }
 
     #[test]
     fn both_pages_say_the_same_and_nobody_absent_is_beaten() {
-        let figures = [contest(1.6, true)];
+        let figures = [contest(1.6, false)];
         let (text, html) = (markdown(&figures), page(&figures).render());
-        for part in ["1.1 (1 to 1.6)", "absent: npm", "8; lacks: users", "void", "over raw ring"] {
+        for part in [
+            "raw relay 4 µs: 1.1x (1 to 1.6)",
+            "1.1 (1 to 1.6)",
+            "absent: npm",
+            "8; lacks: users",
+            "not measured",
+            "over raw relay",
+        ] {
             assert!(text.contains(part) && html.contains(part), "{part} in {text}");
         }
-        assert!(text.contains("npm \\| cannot") && text.contains("**no**"));
+        assert!(text.contains("npm \\| cannot") && text.contains("**not met**"));
+    }
+
+    #[test]
+    fn numbers_keep_the_names_around_them() {
+        let of = json!({ "a": 1.0, "kernel_bytes": { "TCP": 2.0, "x_y": { "z": 3.0 } }, "list": [4.0], "settings": { "n": 5.0 } });
+        let found = numbers(&of, "");
+        let names: Vec<_> = found.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["a", "kernel bytes: TCP", "kernel bytes: x_y: z"]);
     }
 }

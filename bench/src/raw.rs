@@ -5,11 +5,14 @@
 
 pub mod epoll;
 pub mod fanout;
+pub mod hold;
 pub mod server;
+pub mod websocket;
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd as _;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::{BufRingEntry, Fd, Fixed};
@@ -30,7 +33,10 @@ pub(crate) enum Request {
     Receive,
     Send,
     Close,
+    Cancel,
 }
+
+const REQUESTS: [Request; 5] = [Request::Accept, Request::Receive, Request::Send, Request::Close, Request::Cancel];
 
 /// What came back.
 #[derive(Debug, Clone, Copy)]
@@ -60,11 +66,12 @@ impl Completion {
 pub(crate) struct RawRing {
     ring: IoUring,
     pub buffers: Buffers,
-    listener: Option<TcpListener>,
+    listener: Option<Rc<TcpListener>>,
 }
 
 impl RawRing {
-    pub fn new(slots: u32, buffers: u16, buffer_bytes: usize) -> std::io::Result<Self> {
+    /// Of each buffer the kernel fills so many bytes at most; `room` more are behind them.
+    pub fn new(slots: u32, buffers: u16, buffer_bytes: usize, room: usize) -> std::io::Result<Self> {
         let ring: IoUring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
@@ -72,27 +79,31 @@ impl RawRing {
             .setup_cqsize(u32::from(buffers).clamp(1_024, 16_384) * 2)
             .build(u32::from(buffers).clamp(256, 4_096))?;
         ring.submitter().register_files_sparse(slots)?;
-        let buffers = Buffers::new(&ring, buffers, buffer_bytes)?;
+        let buffers = Buffers::new(&ring, buffers, buffer_bytes, room)?;
         Ok(Self { ring, buffers, listener: None })
     }
 
     /// Accepts whoever comes.
     pub fn listen(&mut self, address: SocketAddr) -> std::io::Result<()> {
-        let listener = TcpListener::bind(address)?;
-        // Accepted sockets inherit it.
-        let on: libc::c_int = 1;
-        // SAFETY: the option's value is an int that lives through the call.
-        unsafe {
-            let (value, bytes) = ((&raw const on).cast(), size_of::<libc::c_int>() as u32);
-            libc::setsockopt(listener.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, value, bytes);
-            libc::listen(listener.as_raw_fd(), 4_096);
-        }
+        self.accept_from(listener(address)?)
+    }
+
+    /// The same, where others may accept too, one after the other.
+    pub fn accept_from(&mut self, listener: Rc<TcpListener>) -> std::io::Result<()> {
         self.listener = Some(listener);
         self.accept()
     }
 
+    /// Accepts no more; who is there already still comes.
+    pub fn accept_no_more(&mut self) -> std::io::Result<()> {
+        self.listener = None;
+        let accept = (Request::Accept as u64) << 56;
+        self.push(&opcode::AsyncCancel::new(accept).build(), Request::Cancel, 0, 0)
+    }
+
     pub fn accept(&mut self) -> std::io::Result<()> {
-        let listener = Fd(self.listener.as_ref().expect("it listens").as_raw_fd());
+        let Some(listener) = &self.listener else { return Ok(()) };
+        let listener = Fd(listener.as_raw_fd());
         self.push(&opcode::AcceptMulti::new(listener).allocate_file_index(true).build(), Request::Accept, 0, 0)
     }
 
@@ -145,7 +156,7 @@ impl RawRing {
         taken.extend(self.ring.completion().map(|entry| {
             let data = entry.user_data();
             Completion {
-                request: [Request::Accept, Request::Receive, Request::Send, Request::Close][(data >> 56) as usize],
+                request: REQUESTS[(data >> 56) as usize],
                 slot: data as u32,
                 note: (data >> 32) as u32 & 0x00ff_ffff,
                 result: entry.result(),
@@ -154,6 +165,20 @@ impl RawRing {
         }));
         Ok(())
     }
+}
+
+/// A listener whose sockets send at once.
+pub(crate) fn listener(address: SocketAddr) -> std::io::Result<Rc<TcpListener>> {
+    let listener = TcpListener::bind(address)?;
+    // Accepted sockets inherit it.
+    let on: libc::c_int = 1;
+    // SAFETY: the option's value is an int that lives through the call.
+    unsafe {
+        let (value, bytes) = ((&raw const on).cast(), size_of::<libc::c_int>() as u32);
+        libc::setsockopt(listener.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, value, bytes);
+        libc::listen(listener.as_raw_fd(), 4_096);
+    }
+    Ok(Rc::new(listener))
 }
 
 /// A process that is stopped and goes on is interrupted in what it was waiting for.
@@ -169,18 +194,21 @@ pub(crate) struct Buffers {
     entries: *mut BufRingEntry,
     memory: *mut u8,
     count: u16,
+    /// Of each: what the kernel may fill, and with the room behind it.
     bytes: usize,
+    whole: usize,
     tail: u16,
 }
 
 impl Buffers {
-    fn new(ring: &IoUring, count: u16, bytes: usize) -> std::io::Result<Self> {
+    fn new(ring: &IoUring, count: u16, bytes: usize, room: usize) -> std::io::Result<Self> {
+        let whole = bytes + room;
         let entries = for_ever(usize::from(count) * size_of::<BufRingEntry>());
-        let memory = for_ever(usize::from(count) * bytes);
+        let memory = for_ever(usize::from(count) * whole);
         // SAFETY: the region is page-aligned, has that many entries and is never freed.
         unsafe { ring.submitter().register_buf_ring_with_flags(entries as u64, count, GROUP, 0)? };
         #[allow(clippy::cast_ptr_alignment, reason = "the region is page-aligned")]
-        let mut buffers = Self { entries: entries.cast(), memory, count, bytes, tail: 0 };
+        let mut buffers = Self { entries: entries.cast(), memory, count, bytes, whole, tail: 0 };
         for id in 0..count {
             buffers.give_back(id);
         }
@@ -191,7 +219,7 @@ impl Buffers {
     pub fn start(&self, id: u16) -> *mut u8 {
         assert!(id < self.count, "the kernel names our buffers");
         // SAFETY: the id is below `count`.
-        unsafe { self.memory.add(usize::from(id) * self.bytes) }
+        unsafe { self.memory.add(usize::from(id) * self.whole) }
     }
 
     /// What was received into a buffer.
@@ -199,6 +227,12 @@ impl Buffers {
         assert!(bytes <= self.bytes, "the kernel fills one buffer at most");
         // SAFETY: inside the region, and the kernel writes only to buffers that were given back.
         unsafe { std::slice::from_raw_parts(self.start(id), bytes) }
+    }
+
+    /// All of a buffer that something was received into, to be written over.
+    pub fn room(&mut self, id: u16) -> &mut [u8] {
+        // SAFETY: inside the region, borrowed as a whole, and the kernel writes only to buffers that were given back.
+        unsafe { std::slice::from_raw_parts_mut(self.start(id), self.whole) }
     }
 
     pub fn give_back(&mut self, id: u16) {

@@ -81,16 +81,6 @@ impl Process {
         Ok(process)
     }
 
-    /// Starts the raw echo that `echo` is held against.
-    pub fn probe(core: Option<usize>) -> Result<Self, Trouble> {
-        let address = two_free_ports()?;
-        let mut command = pinned(&std::env::current_exe()?, core);
-        let child = command.args(["probe-echo", "--listen", &address.to_string()]).spawn()?;
-        let process = Self { child, address, internal: None };
-        process.wait_until_ready()?;
-        Ok(process)
-    }
-
     /// Starts a raw server of this program, on core 0.
     pub fn raw(arguments: &[&str]) -> Result<Self, Trouble> {
         Self::own(&[&["probe-raw"], arguments].concat())

@@ -12,11 +12,10 @@ from hdrh.histogram import HdrHistogram
 from hdrh.log import HistogramLogReader
 
 from harness import places
-from harness.node import run_in_chromium
+from harness.node import look
 from harness.server import Metrics, request, temporary_directory
 
 EVIL = "</script><img src=x onerror=alert(1)><b>\"'&"
-VIEWS = ["desk-light", "desk-dark", "phone-light", "phone-dark"]
 
 
 def command(*arguments):
@@ -58,31 +57,6 @@ def report(directory, *results):
     done = subprocess.run(command("report", *files, "-o", page), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     return page
-
-
-def look(node, page, directory):
-    """What Chromium sees, after what holds for every page: drawn, whole, silent, and nothing fetched."""
-    argument = {"page": str(page), "profile": f"{directory}/profile", "pictures": str(directory)}
-    seen = run_in_chromium(node, "report.mjs", argument)
-    assert seen["problems"] == []
-    assert seen["requests"] == []
-    assert list(seen["views"]) == VIEWS
-    for name, view in seen["views"].items():
-        assert view["overflow"] <= 0, name
-        assert view["images"] == 0, name
-        assert view["charts"], name
-        for chart in view["charts"]:
-            # Paper, axes, a line and its smooth edges; an empty canvas has none.
-            assert chart["colours"] > 8, (name, chart)
-            assert len(chart["lines"]) > 1, (name, chart)
-        # Every view is taken; small ones would be blank.
-        assert (places.Path(directory) / f"{name}.png").stat().st_size > 20_000
-    background = {name: view["background"] for name, view in seen["views"].items()}
-    assert background["desk-light"] == background["phone-light"] == "rgb(255, 255, 255)"
-    assert background["desk-dark"] == background["phone-dark"] != background["desk-light"]
-    paper = (places.Path(directory) / "paper.pdf").read_bytes()
-    assert paper.startswith(b"%PDF") and len(re.findall(rb"/Type\s*/Page\b", paper)) >= 2
-    return seen["views"]["desk-light"]
 
 
 def test_the_page_of_a_run(made, node, directory):

@@ -42,6 +42,7 @@ function look() {
     verdict: text(".verdict")[0],
     headings: text("h2"),
     checks: [...document.querySelectorAll(".thresholds tbody tr")].map((row) => [...row.cells].map((cell) => cell.textContent.trim())),
+    tables: [...document.querySelectorAll("table")].map((table) => [...table.rows].map((row) => [...row.cells].map((cell) => cell.textContent.trim()))),
     tiles: Object.fromEntries([...document.querySelectorAll(".tile")].map((tile) => [tile.querySelector("span").textContent, tile.querySelector("b").textContent])),
     charts: [...document.querySelectorAll("figure")].map((figure) => ({
       id: figure.id,

@@ -13,7 +13,7 @@ pub const MESSAGE_BYTES: u32 = 132;
 /// Waits for `connections`, then reads lines `MERGE PASSES` from its input: so many sends to every connection,
 /// each of `MERGE` messages. Answers each with the nanoseconds of processor time that it took.
 pub fn serve(address: SocketAddr, connections: u32) -> Result<(), Trouble> {
-    let mut ring = RawRing::new(connections + 16, 256, 512)?;
+    let mut ring = RawRing::new(connections + 16, 256, 512, 0)?;
     ring.listen(address)?;
     println!("listening");
     let mut taken = Vec::with_capacity(16_384);

@@ -1,11 +1,14 @@
 //! Answers by bytes alone, over one ring or many in one thread.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
-use crate::raw::{RawRing, Request, for_ever};
+use crate::raw::websocket::{self, FRAME_BYTES_MAX};
+use crate::raw::{RawRing, Request, for_ever, listener};
 use crate::server::Trouble;
 
 /// What is said to whom.
@@ -17,6 +20,8 @@ pub enum Serve {
     Steps,
     /// Between two connections: see `Relay`.
     Relay,
+    /// The upgrade of a WebSocket, and then its frames back.
+    Websocket,
 }
 
 /// How a raw server is started.
@@ -35,10 +40,16 @@ pub struct Orders {
     /// Connections per ring.
     #[arg(long, default_value_t = 16_384)]
     pub slots: u32,
+    /// With several rings: all at the first address. One ring accepts after the other, until a tenth of its slots is left.
+    #[arg(long)]
+    pub one_address: bool,
     /// With several rings: look at all of them so often, and at once again while there is something to do.
     #[arg(long, default_value_t = 1)]
     pub tick_ms: u64,
 }
+
+/// Connections that may come while a ring hands over to the next; three times as many still find a slot.
+const ON_THE_WAY_MAX: u32 = 1_024;
 
 /// Where the ring of a number listens.
 pub fn address_of(first: SocketAddr, ring: u32) -> SocketAddr {
@@ -72,6 +83,10 @@ struct Around {
     relays: Vec<Relay>,
     /// `Relay`: the slot that came first, by pair.
     waiting: Vec<u32>,
+    /// `Websocket`: beginnings of frames, by slot; seldom any.
+    beginnings: HashMap<u32, Vec<u8>>,
+    /// Accepted so far.
+    accepted: u32,
 }
 
 /// No buffer goes back when this send is done.
@@ -80,12 +95,19 @@ const STATIC: u32 = 0x00ff_ffff;
 /// Serves until the process is killed.
 pub fn serve(orders: &Orders) -> Result<(), Trouble> {
     let buffers = if orders.rings == 1 { 4_096 } else { 512 };
+    let room = if orders.serve == Serve::Websocket { FRAME_BYTES_MAX } else { 0 };
+    let shared = if orders.one_address { Some(listener(orders.listen)?) } else { None };
     let mut rings = Vec::new();
     for number in 0..orders.rings {
-        let mut ring = RawRing::new(orders.slots, buffers, 512)?;
-        ring.listen(address_of(orders.listen, number))?;
+        let mut ring = RawRing::new(orders.slots, buffers, 512, room)?;
+        match &shared {
+            None => ring.listen(address_of(orders.listen, number))?,
+            Some(listener) if number == 0 => ring.accept_from(Rc::clone(listener))?,
+            Some(_) => {}
+        }
         rings.push((ring, Around::new(orders)));
     }
+    let (mut accepts, full) = (0, orders.slots - orders.slots / 10);
     println!("listening");
     let mut taken = Vec::with_capacity(16_384);
     loop {
@@ -96,6 +118,14 @@ pub fn serve(orders: &Orders) -> Result<(), Trouble> {
             for completion in taken.drain(..) {
                 around.handle(ring, completion)?;
             }
+        }
+        if let Some(listener) = &shared
+            && accepts + 1 < rings.len()
+            && rings[accepts].1.accepted >= full - ON_THE_WAY_MAX
+        {
+            rings[accepts].0.accept_no_more()?;
+            accepts += 1;
+            rings[accepts].0.accept_from(Rc::clone(listener))?;
         }
         if !has_come && orders.rings > 1 {
             std::thread::sleep(Duration::from_millis(orders.tick_ms));
@@ -110,13 +140,19 @@ impl Around {
             serve: orders.serve,
             sizes: orders.sizes.clone(),
             nothing: for_ever(largest as usize),
-            steps: if orders.serve == Serve::Steps { vec![0; orders.slots as usize] } else { Vec::new() },
+            steps: if matches!(orders.serve, Serve::Steps | Serve::Websocket) {
+                vec![0; orders.slots as usize]
+            } else {
+                Vec::new()
+            },
             relays: if orders.serve == Serve::Relay {
                 vec![Relay { side: 0, other: NOBODY }; orders.slots as usize]
             } else {
                 Vec::new()
             },
             waiting: if orders.serve == Serve::Relay { vec![NOBODY; orders.slots as usize] } else { Vec::new() },
+            beginnings: HashMap::new(),
+            accepted: 0,
         }
     }
 
@@ -125,6 +161,7 @@ impl Around {
         match completion.request {
             Request::Accept => {
                 if result >= 0 {
+                    self.accepted += 1;
                     self.begin(result as usize);
                     ring.receive(result as u32)?;
                 }
@@ -143,7 +180,7 @@ impl Around {
                 }
             }
             Request::Send if completion.note != STATIC => ring.buffers.give_back(completion.note as u16),
-            Request::Send | Request::Close => {}
+            Request::Send | Request::Close | Request::Cancel => {}
         }
         Ok(())
     }
@@ -155,6 +192,7 @@ impl Around {
         if let Some(relay) = self.relays.get_mut(slot) {
             relay.other = NOBODY;
         }
+        self.beginnings.remove(&(slot as u32));
     }
 
     fn answer(&mut self, ring: &mut RawRing, slot: u32, id: u16, bytes: u32) -> std::io::Result<()> {
@@ -167,9 +205,39 @@ impl Around {
                 ring.send(slot, self.nothing, size, STATIC)?;
             }
             Serve::Relay => self.relay(ring, slot, id, bytes)?,
+            Serve::Websocket => return self.websocket(ring, slot, id, bytes as usize),
         }
         ring.buffers.give_back(id);
         Ok(())
+    }
+
+    fn websocket(&mut self, ring: &mut RawRing, slot: u32, id: u16, bytes: usize) -> std::io::Result<()> {
+        let room = ring.buffers.room(id);
+        let mut filled = bytes;
+        if let Some(beginning) = self.beginnings.remove(&slot) {
+            room.copy_within(..bytes, beginning.len());
+            room[..beginning.len()].copy_from_slice(&beginning);
+            filled += beginning.len();
+        }
+        let is_upgraded = &mut self.steps[slot as usize];
+        let turned = match *is_upgraded {
+            0 => websocket::upgrade(room, filled),
+            _ => websocket::turn_around(&mut room[..filled]),
+        };
+        let Some(turned) = turned.filter(|turned| filled - turned.used < FRAME_BYTES_MAX) else {
+            // Whoever speaks something else is not answered.
+            ring.buffers.give_back(id);
+            return Ok(());
+        };
+        *is_upgraded |= u8::from(turned.out > 0);
+        if turned.used < filled {
+            self.beginnings.insert(slot, room[turned.used..filled].to_vec());
+        }
+        if turned.out == 0 {
+            ring.buffers.give_back(id);
+            return Ok(());
+        }
+        ring.send(slot, ring.buffers.start(id), turned.out as u32, u32::from(id))
     }
 
     fn relay(&mut self, ring: &mut RawRing, slot: u32, id: u16, bytes: u32) -> std::io::Result<()> {
