@@ -85,10 +85,10 @@ impl Findings {
     pub fn code(&self) -> u8 {
         if !self.is_good() {
             1
-        } else if self.unknown > 0 {
-            4
         } else if self.acks == 0 {
             crate::outcome::COULD_NOT_RUN
+        } else if self.unknown > 0 {
+            4
         } else {
             0
         }
@@ -357,6 +357,7 @@ mod tests {
         assert_eq!((findings.acks, findings.unknown, findings.unknown_kept), (1, 2, 1));
         assert_eq!((findings.is_good(), findings.code()), (true, 4));
         assert_eq!(compare("dm.1.2", &[], &[kept(1, 0)]).code(), 2);
+        assert_eq!(compare("dm.1.2", &[unknown(0)], &[]).code(), 2, "what nobody promised is nothing to check");
         assert_eq!(compare("dm.1.2", &[ack(1, 0)], &[kept(1, 0)]).code(), 0);
         assert_eq!(compare("dm.1.2", &[ack(1, 0), unknown(1)], &[]).code(), 1);
     }
