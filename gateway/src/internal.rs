@@ -6,7 +6,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use storage::counters::StoreCounters;
 use storage::store::Store;
@@ -16,7 +16,7 @@ use wire::json::encode_problem;
 use crate::driver::{Phase, PhaseCell, Published};
 use crate::metrics;
 
-/// How long a peer may take for one read or write.
+/// How long a peer may take for its request, and for one write of the answer: there is one thread for all.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Requests are heads without bodies.
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
@@ -74,7 +74,7 @@ impl Internal {
             for stream in self.listener.incoming() {
                 match stream {
                     // A peer that goes away in the middle is no news.
-                    Ok(stream) => drop(answer_one(stream, &status)),
+                    Ok(stream) => drop(answer_one(stream, &status, PATIENCE)),
                     // Out of descriptors, most likely: looking again at once would only spin.
                     Err(_) => std::thread::sleep(Duration::from_millis(100)),
                 }
@@ -84,14 +84,19 @@ impl Internal {
     }
 }
 
-fn answer_one(mut stream: TcpStream, status: &Status) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+fn answer_one(mut stream: TcpStream, status: &Status, patience: Duration) -> std::io::Result<()> {
+    let deadline = Instant::now() + patience;
+    stream.set_write_timeout(Some(patience))?;
     let mut input = Vec::new();
     let mut reader = RequestReader::new();
     let mut chunk = [0; 4_096];
     let mut out = Vec::new();
     loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
+        }
+        stream.set_read_timeout(Some(left))?;
         let read = stream.read(&mut chunk)?;
         if read == 0 || input.len() + read > REQUEST_BYTES_MAX {
             return Ok(());
@@ -136,4 +141,35 @@ fn problem(out: &mut Vec<u8>, status: u16, detail: &str) {
     let response =
         Response { status, content_type: "application/problem+json", keep_alive: false, ..Response::default() };
     write_response(out, &response, &body);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The next one in line is somebody's health check.
+    #[test]
+    fn a_request_that_trickles_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let trickle = std::thread::spawn(move || {
+            // A line of eight kilobytes would be read; the end of the connection ends this first.
+            let pieces = std::iter::repeat_n(b'x', REQUEST_BYTES_MAX);
+            pieces
+                .take_while(|byte| {
+                    std::thread::sleep(Duration::from_millis(2));
+                    peer.write_all(&[*byte]).is_ok()
+                })
+                .count()
+        });
+        let status = Status {
+            phase: Arc::default(),
+            shards: Vec::new(),
+            store_counters: Arc::default(),
+            store: Mutex::new(None),
+        };
+        let (stream, _) = listener.accept().unwrap();
+        drop(answer_one(stream, &status, Duration::from_millis(100)));
+        assert!(trickle.join().unwrap() < REQUEST_BYTES_MAX / 2, "it was read to the end");
+    }
 }
