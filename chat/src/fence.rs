@@ -7,6 +7,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use shard_router::MailLimits;
+
 use crate::SeededState;
 use wire::ids::ConversationId;
 use wire::mail::SessionAddress;
@@ -24,6 +26,12 @@ pub struct Fences {
 }
 
 impl Fences {
+    /// For an owner to which so many shards send: room for twice the sends that all their mailboxes can hold, as one
+    /// fault of storage may fail them all.
+    pub fn for_shards(shards: u16, state: SeededState) -> Self {
+        Self::new(2 * usize::from(shards) * MailLimits::default().requests_max as usize, state)
+    }
+
     /// `max` must exceed the requests that can be in flight to this hop.
     pub fn new(max: usize, state: SeededState) -> Self {
         Self { failed: HashMap::with_hasher(state), order: VecDeque::new(), stamp: 0, max }
@@ -60,10 +68,15 @@ impl Fences {
             self.order.push_back((key, self.stamp));
             fence
         };
-        while self.order.len() > self.max {
-            let (oldest, stamp) = self.order.pop_front().expect("longer than max");
-            // The same sender may have failed again since: that failure is not the oldest.
-            if self.failed.get(&oldest).is_some_and(|entry| entry.1 == stamp) {
+        // What has passed meanwhile holds no place in line. The same sender may have failed again since: that failure
+        // is not the oldest.
+        while let Some(&(oldest, stamp)) = self.order.front() {
+            let is_over = self.failed.get(&oldest).is_none_or(|entry| entry.1 != stamp);
+            if !is_over && self.order.len() <= self.max {
+                break;
+            }
+            self.order.pop_front();
+            if !is_over {
                 self.failed.remove(&oldest);
             }
         }

@@ -183,7 +183,7 @@ impl Owner {
         let begun = Begun::new(&limits, shards, state);
         Self {
             window: Window::new(limits.dedup_entries_max, seed, state),
-            fences: Fences::new(1 << 16, state),
+            fences: Fences::for_shards(shards, state),
             limits,
             facts,
             slots: (0..SLOTS).map(|_| None).collect(),

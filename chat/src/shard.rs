@@ -59,7 +59,7 @@ impl Chat {
         Self {
             shard: config.shard,
             slots: config.slots.clone(),
-            users: Users::new(config.limits.clone(), config.facts.epoch, config.seed),
+            users: Users::new(config.limits.clone(), config.facts.epoch, config.slots.shards(), config.seed),
             sessions: Sessions::new(config.shard, config.limits.clone(), config.facts.generation, class, seed),
             owner,
         }

@@ -75,7 +75,7 @@ pub(crate) struct Users {
 }
 
 impl Users {
-    pub(crate) fn new(limits: Limits, epoch: u64, seed: u64) -> Self {
+    pub(crate) fn new(limits: Limits, epoch: u64, shards: u16, seed: u64) -> Self {
         let state = SeededState::new(seed);
         let known_max = (limits.sessions_max + limits.idle_users_max) as usize;
         Self {
@@ -86,7 +86,7 @@ impl Users {
             known: Slab::with_capacity(known_max),
             idle: VecDeque::new(),
             tails_bytes: 0,
-            fences: Fences::new(1 << 16, state),
+            fences: Fences::for_shards(shards, state),
             gathers: Slab::new(),
             lists: HashMap::with_hasher(state),
             pressure: Pressure::default(),

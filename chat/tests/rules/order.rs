@@ -1,10 +1,11 @@
 //! The sends of one connection in one conversation keep their order (P5).
 
-use chat::Limits;
-use storage_seam::{Outcome, ReadError, Rows, StorageEvent};
-use wire::ids::{ConversationId, UserId};
-use wire::mail::Address;
-use wire::protocol::ClientFrame;
+use chat::{Chat, ChatConfig, Limits};
+use shard_router::{MailLimits, SlotMap};
+use storage_seam::{Class, Outcome, ReadError, Refusal, Rows, StorageEvent, StoreFacts};
+use wire::ids::{ClientMessageId, ConversationId, DeviceId, UserId};
+use wire::mail::{Address, Fence, Letter, Mail, Request, SendMail, SessionAddress};
+use wire::protocol::{ClientFrame, Kind};
 
 use crate::world::{A, B, World, count};
 
@@ -140,4 +141,55 @@ fn a_send_that_fails_after_a_later_one_came_again_is_waited_for() {
     let told = world.take(1);
     let seq = |n: u64, id: &str| told.iter().any(|f| f.contains(id) && f.contains(&format!(r#""seq":{n},"#)));
     assert!(seq(1, &first.to_string()) && seq(2, &second.to_string()), "{told:?}");
+}
+
+/// So many sends may be in flight from all shards of a node to one, and storage may refuse all of them at once.
+#[test]
+fn the_order_of_each_sender_survives_when_everybody_fails_at_once() {
+    const SHARDS: u16 = 8;
+    const SESSIONS: u32 = 70_000;
+    assert!(SESSIONS < u32::from(SHARDS) * MailLimits::default().requests_max);
+    let slots = SlotMap::single_node(SHARDS, 1);
+    let tails = slots.slots_of_shard(0).map(|slot| (slot.number(), 0)).collect();
+    let facts = StoreFacts { generation: 9, epoch: 1, class: Class::D1 };
+    let is_here = |peer: &u64| slots.shard_of(Address::Conversation(ConversationId::direct(A, UserId(*peer)))) == 0;
+    let peers: Vec<_> = (10..).filter(is_here).take(SESSIONS.div_ceil(4_096) as usize).collect();
+    let config = ChatConfig { shard: 0, slots: slots.clone(), facts, limits: Limits::default(), seed: 7 };
+    let mut world = World { chat: Chat::new(&config), ..World::new(Limits::default()) };
+    world.event(StorageEvent::RecoveredAll { tails });
+    world.settle();
+    world.appends_wait = true;
+    let send = |world: &mut World, session: u32, id: u8| {
+        let conversation = ConversationId::direct(A, UserId(peers[session as usize % peers.len()]));
+        let request = Request {
+            session: SessionAddress { shard: session as u16 % SHARDS, index: session, generation: 1 },
+            user: A,
+            device: DeviceId(1 + session),
+            number: u32::from(id),
+        };
+        let (fence, id, kind) = (Fence::default(), ClientMessageId([id; 16]), Kind::Text);
+        let send = SendMail { request, fence, conversation, id, kind, reply_to: 0, target_seq: 0 };
+        let letter = Letter { to: Address::Conversation(conversation), mail: Mail::Send(send), payload: b"x" };
+        world.chat.letter(world.now, &letter, &mut world.out);
+        for request in std::mem::take(&mut world.out.requests) {
+            world.requested(request);
+        }
+    };
+    for session in 0..SESSIONS {
+        send(&mut world, session, 1);
+    }
+    world.chat.finish_turn(world.now, &mut world.out);
+    for request in std::mem::take(&mut world.out.requests) {
+        world.requested(request);
+    }
+    let group = world.appends.pop().expect("one group");
+    world.answer(group, Outcome::Refused(Refusal::Full));
+    world.out.mail.clear();
+    world.appends_wait = false;
+    for session in 0..SESSIONS {
+        send(&mut world, session, 2);
+    }
+    world.chat.finish_turn(world.now, &mut world.out);
+    assert!(world.out.requests.is_empty(), "the second message of somebody passes the first");
+    assert_eq!(world.chat.counters().messages, 0);
 }
