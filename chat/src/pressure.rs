@@ -50,6 +50,12 @@ impl Pressure {
         Self(sixteenths.min(u64::from(Self::FULL)) as u8)
     }
 
+    /// As much of it as does not shed work of that kind.
+    #[must_use]
+    pub fn below(self, work: Work) -> Self {
+        Self(self.0.min(work.mark() - 1))
+    }
+
     /// Whether work of that kind is refused.
     pub fn sheds(self, work: Work) -> bool {
         self.0 >= work.mark()

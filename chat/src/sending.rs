@@ -16,7 +16,7 @@ use crate::dedup::{self, Fingerprint, Used, WINDOW_MS};
 use crate::effects::{Effects, Now};
 use crate::owner::{Owner, Phase, refuse, slot_of};
 use crate::planted::planted;
-use crate::pressure::Pressure;
+use crate::pressure::{Pressure, Work};
 use crate::record::{self, Class, Record, body_hash, prefixed};
 
 /// A message between its proposal and its commit.
@@ -215,10 +215,12 @@ impl Owner {
     }
 
     /// How near the next group is to its limit, and the one in flight to the time in which senders want an answer.
+    /// Beyond that, storage is away, which is no overload: what needs none goes on, and who wants to connect may (P10).
     pub(crate) fn staged_pressure(&self, now: Now) -> Pressure {
         let bytes = Pressure::of(self.staging.bytes.len() as u64, u64::from(self.limits.pending_bytes_max));
-        let since = self.staging.in_flight_since.unwrap_or(now.monotonic_ms);
-        bytes.max(Pressure::of(now.monotonic_ms.saturating_sub(since), self.limits.commit_wait_ms))
+        let since = self.staging.in_flight_since.filter(|_| !self.is_stalled(now)).unwrap_or(now.monotonic_ms);
+        let age = Pressure::of(now.monotonic_ms.saturating_sub(since), self.limits.commit_wait_ms);
+        bytes.max(age.below(Work::Handshake))
     }
 
     /// Whether storage has owed an answer for longer than a send may wait (P10).

@@ -1,5 +1,6 @@
 //! One shard's rules, seen from outside.
 
+mod away;
 mod hostile;
 mod limits;
 mod order;
