@@ -214,7 +214,7 @@ fn as_toml(assignment: &str) -> String {
 
 /// Where the tokens of a scenario come from.
 pub fn credentials(scenario: &Scenario) -> Result<Credentials, CredentialsError> {
-    let CredentialKeys { data, jwt_key, kid, issuer, audience, tokens, command } = &scenario.credentials;
+    let CredentialKeys { data, jwt_key, kid, issuer, audience, tokens, command, .. } = &scenario.credentials;
     Ok(match (data, jwt_key, tokens, command) {
         (Some(data), ..) => TokenKey::of_dev(data)?.into(),
         (_, Some(file), ..) => TokenKey::of_file(file, kid, issuer, audience)?.into(),

@@ -15,6 +15,7 @@ use crate::credentials::Tokens;
 use crate::ledger::{Arrived, Written};
 use crate::link::{ANSWER_NS_MAX, Ending, Link, State, Upgrade};
 use crate::random::Random;
+use crate::scenario::Protocol;
 use crate::tally::{Counts, Tally};
 
 /// No server of ours sends longer frames: a page holds 100 messages of 64 KiB at most.
@@ -27,6 +28,12 @@ pub struct Habits {
     pub host: String,
     /// Path of the WebSocket.
     pub target: String,
+    /// What the server speaks.
+    pub protocol: Protocol,
+    /// With XMPP: where the users are.
+    pub domain: String,
+    /// With XMPP: what all of them sign in with.
+    pub password: String,
     /// Tells this run's messages from others'.
     pub run: u32,
     /// Bytes of a message's body.
@@ -177,6 +184,9 @@ pub trait Client: Sized + Send {
         self.link_mut().state = State::Broken;
     }
 
+    /// What the protocol says last, before a connection ends in order.
+    fn farewell(&mut self, _: &mut Around<'_>) {}
+
     /// The connection is gone: nothing is with the server any more.
     fn taken_back(&mut self, around: &mut Around<'_>);
 
@@ -271,6 +281,8 @@ pub trait Client: Sized + Send {
             return Want::Nothing;
         }
         if open && ending == Ending::InOrder {
+            self.farewell(around);
+            let link = self.link_mut();
             link.state = State::Leaving { deadline_ns: around.now_ns + ANSWER_NS_MAX };
             write_close(&mut link.out, Some(around.random.bytes()), 1000, "");
             return Want::Nothing;
@@ -285,6 +297,8 @@ pub trait Client: Sized + Send {
         let open = link.is_open();
         link.state = State::Stopped;
         if open {
+            self.farewell(around);
+            let link = self.link_mut();
             write_close(&mut link.out, Some(around.random.bytes()), 1000, "");
             return Want::Nothing;
         }

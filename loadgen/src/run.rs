@@ -16,6 +16,7 @@ use crate::credentials::{Credentials, CredentialsError, Tokens};
 use crate::drivers::echo::Echo;
 use crate::drivers::nats::Nats;
 use crate::drivers::ringway::Phone;
+use crate::drivers::xmpp::Xmpp;
 use crate::interval::Interval;
 use crate::process;
 use crate::random::Random;
@@ -183,7 +184,8 @@ impl Engine {
             let work = match scenario.protocol {
                 Protocol::Ringway => worker::run::<Phone>,
                 Protocol::Echo => worker::run::<Echo>,
-                Protocol::Nats => worker::run::<Nats>,
+                Protocol::Nats | Protocol::JetStream => worker::run::<Nats>,
+                Protocol::Xmpp => worker::run::<Xmpp>,
             };
             threads.push(thread.spawn(move || work(orders)).map_err(RunError::Thread)?);
         }
@@ -233,6 +235,9 @@ fn habits(scenario: &Scenario, target: &Target) -> Habits {
     Habits {
         host: target.host.clone(),
         target: target.path.clone(),
+        protocol: scenario.protocol,
+        domain: scenario.server.domain.clone().unwrap_or_else(|| target.name.clone()),
+        password: scenario.credentials.password.clone(),
         // Two runs with one seed still write different bodies.
         run: Random::new(scenario.seed, since.as_nanos() as u64).draw() as u32,
         payload_bytes: traffic.payload_bytes,

@@ -13,6 +13,8 @@ const CONNECTIONS_PER_SOURCE: u32 = 10_000;
 pub struct Target {
     /// For the `Host` header.
     pub host: String,
+    /// Its name or address alone.
+    pub name: String,
     pub address: SocketAddr,
     pub path: String,
     /// The name that its certificate must have; none without TLS.
@@ -31,9 +33,9 @@ impl Target {
     pub fn of(scenario: &Scenario) -> Result<Self, TargetError> {
         let server = &scenario.server;
         let usual_path = match scenario.protocol {
-            Protocol::Ringway => "/ws",
+            Protocol::Ringway | Protocol::Xmpp => "/ws",
             Protocol::Echo => "/echo",
-            Protocol::Nats => "/",
+            Protocol::Nats | Protocol::JetStream => "/",
         };
         let mut target = Self::of_url(&server.url, server.address, usual_path)?;
         if let (Some(name), Some(tls_name)) = (&server.server_name, &mut target.tls_name) {
@@ -71,6 +73,7 @@ impl Target {
         };
         Ok(Self {
             host: host.to_owned(),
+            name: name.trim_matches(['[', ']']).to_owned(),
             address,
             path: if path.len() > 1 { path } else { usual_path }.to_owned(),
             tls_name: tls.then(|| name.trim_matches(['[', ']']).to_owned()),

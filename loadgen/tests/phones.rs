@@ -9,6 +9,7 @@ use loadgen::drivers::ringway::{Phone, REPEAT_EVERY};
 use loadgen::key::TokenKey;
 use loadgen::link::Ending;
 use loadgen::random::Random;
+use loadgen::scenario::Protocol;
 use loadgen::tally::Tally;
 use wire::http::{HttpLimits, Progress, RequestReader};
 use wire::ids::UserId;
@@ -57,6 +58,9 @@ impl World {
         let habits = Habits {
             host: "x".to_owned(),
             target: "/ws".to_owned(),
+            protocol: Protocol::Ringway,
+            domain: String::new(),
+            password: String::new(),
             run: 7,
             payload_bytes: 64,
             in_flight_max: 4,

@@ -7,6 +7,7 @@ import pytest
 
 from harness.client import Client
 from harness.disk import Disk
+from harness.load import Run
 from harness.places import wait_until
 
 
@@ -62,3 +63,19 @@ def make_disk(directory):
     yield make
     for disk in disks:
         disk.close()
+
+
+@pytest.fixture
+def loadgen(directory):
+    """Starts commands, and kills what still runs when the test is over."""
+    runs = []
+
+    def start(command, *arguments):
+        runs.append(Run(directory, command, *arguments))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        if run.process.poll() is None:
+            run.process.kill()
+            run.process.wait()

@@ -33,53 +33,6 @@ SMALL_PARTS = {
 }
 
 
-class Run:
-    """A command of the load generator: started at once, awaited when somebody asks for what came of it."""
-
-    def __init__(self, directory, command, *arguments):
-        self.json = Path(directory) / f"result-{time.monotonic_ns()}.json"
-        self.error = self.json.with_suffix(".err")
-        whole = [places.binary("ringway-loadgen"), command, *arguments]
-        if command in ("run", "saturate", "burst-drain"):
-            whole += ["--json", self.json]
-        with open(self.error, "wb") as error:
-            self.process = subprocess.Popen(
-                [str(part) for part in whole], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=error, text=True
-            )
-
-    def wait(self):
-        try:
-            self.output, _ = self.process.communicate(timeout=120)
-        finally:
-            if self.process.poll() is None:
-                self.process.kill()
-                self.process.wait()
-        self.code = self.process.returncode
-        self.said = self.output + self.error.read_text()
-        self.result = json.loads(self.json.read_text()) if self.json.exists() else None
-        return self
-
-    def good(self):
-        assert self.wait().code == 0, self.said
-        return self.result
-
-
-@pytest.fixture
-def loadgen(directory):
-    """Starts commands, and kills what still runs when the test is over."""
-    runs = []
-
-    def start(command, *arguments):
-        runs.append(Run(directory, command, *arguments))
-        return runs[-1]
-
-    yield start
-    for run in runs:
-        if run.process.poll() is None:
-            run.process.kill()
-            run.process.wait()
-
-
 @pytest.fixture
 def at(shared_server, users):
     """Flags for the shared server, with users whom nobody else has."""

@@ -1,9 +1,12 @@
 """Load with a record of every acknowledgement: by `ringway-loadgen`, and by a client that is not ours."""
 
 import dataclasses
+import json
 import signal
 import subprocess
 import threading
+import time
+from pathlib import Path
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
 
@@ -45,6 +48,37 @@ class Loadgen:
             self.process.kill()
             self.process.wait()
             raise
+
+
+class Run:
+    """A command of the load generator: started at once, awaited when somebody asks for what came of it."""
+
+    def __init__(self, directory, command, *arguments):
+        self.json = Path(directory) / f"result-{time.monotonic_ns()}.json"
+        self.error = self.json.with_suffix(".err")
+        whole = [places.binary("ringway-loadgen"), command, *arguments]
+        if command in ("run", "saturate", "burst-drain"):
+            whole += ["--json", self.json]
+        with open(self.error, "wb") as error:
+            self.process = subprocess.Popen(
+                [str(part) for part in whole], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=error, text=True
+            )
+
+    def wait(self):
+        try:
+            self.output, _ = self.process.communicate(timeout=120)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+        self.code = self.process.returncode
+        self.said = self.output + self.error.read_text()
+        self.result = json.loads(self.json.read_text()) if self.json.exists() else None
+        return self
+
+    def good(self):
+        assert self.wait().code == 0, self.said
+        return self.result
 
 
 def verify(server, acks):

@@ -58,6 +58,15 @@ class Postgres:
         ready = [f"{self.programs}/pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         return subprocess.run(ready).returncode == 0
 
+    def sql(self, command=None, *, file=None, user="ringway", database="postgres"):
+        """What it answers to `command`, or to those in `file`."""
+        program = [f"{self.programs}/psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", str(self.port)]
+        # Several statements each for itself: a database cannot be made in a transaction.
+        what = ["-f", file] if file else [part for each in command.split(";") for part in ("-c", each)]
+        done = subprocess.run([*program, "-U", user, "-d", database, *what], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
     def kill(self):
         """kill -9 of all its processes.
 

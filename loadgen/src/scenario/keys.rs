@@ -60,6 +60,8 @@ keys! {
         address: Option<SocketAddr> = None;
         /// The name that the certificate must have, and that is asked for (SNI), if it is another than in `url`.
         server_name: Option<String> = None;
+        /// With `xmpp`: the domain that the users are of; the host in `url` if none is named.
+        domain: Option<String> = None;
         /// A file of certificates in PEM of those who may have signed the server's; the system's otherwise.
         ca: Option<PathBuf> = None;
         /// Send a PROXY header first: `none`, `v1` or `v2`.
@@ -88,6 +90,8 @@ keys! {
         tokens: Option<PathBuf> = None;
         /// A command that prints tokens, one a line; it reads the users' numbers, one a line.
         command: Option<String> = None;
+        /// With `xmpp`: the password of all users, whose names are their numbers.
+        password: String = "secret".to_owned();
     }
 
     /// Who connects, and how fast.

@@ -65,6 +65,10 @@ pub enum Protocol {
     Echo,
     /// NATS over WebSocket: publish to subscriber.
     Nats,
+    /// The same, with a stream that keeps what is published and acknowledges it.
+    JetStream,
+    /// XMPP over WebSocket, with stream management.
+    Xmpp,
 }
 
 /// Why there is no scenario.
@@ -114,7 +118,7 @@ pub const SECTIONS: &[Section] = &[
         &[
             ("kind", "The scenario whose defaults the rest of the file is laid over."),
             ("name", "What reports call it; the kind, unless it says something else."),
-            ("protocol", "What the server speaks: `ringway`, `echo` or `nats`."),
+            ("protocol", "What the server speaks: `ringway`, `echo`, `nats`, `jetstream` or `xmpp`."),
             ("seed", "Where chance begins."),
             ("thresholds", "A list of conditions, each as text."),
         ],
