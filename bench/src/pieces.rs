@@ -157,7 +157,7 @@ pub fn rules() -> Rules {
     let facts = StoreFacts { generation: 9, epoch: 1, class: Class::D1 };
     let mut chat = Chat::new(&ChatConfig { shard: 0, slots, facts, limits: Limits::default(), seed: 7 });
     let mut around = Around::default();
-    chat.storage(NOW, StorageEvent::RecoveredAll { tails }, &mut around);
+    chat.storage(NOW, StorageEvent::RecoveredAll { tails, forgotten_until_ms: 0 }, &mut around);
     let mut open = |client, user| {
         let who = Identity { user: UserId(user), device: DeviceId(1) };
         chat.open(ClientKey(client), who, None, None, &mut around)

@@ -20,6 +20,8 @@ pub struct Member {
     pub read: u64,
     /// Countable messages up to `read`; unread = countable(head) - this.
     pub countable_read: u64,
+    /// Highest time of any id under which the member has sent something here.
+    pub ids_until_ms: u64,
 }
 
 /// The lowest mark of all members and how many stand at it, so that a mark that moves costs O(1)
@@ -79,7 +81,7 @@ impl Conversation {
     /// A conversation in which nothing has been said. `None` for a group: those are created, not implied.
     pub fn new(id: ConversationId) -> Option<Self> {
         let ConversationId::Direct(low, high) = id else { return None };
-        let member = |user| Member { user, joined: 0, delivered: 0, read: 0, countable_read: 0 };
+        let member = |user| Member { user, joined: 0, delivered: 0, read: 0, countable_read: 0, ids_until_ms: 0 };
         let members = if low == high { vec![member(low)] } else { vec![member(low), member(high)] };
         let mut new = Self {
             id,
@@ -173,10 +175,14 @@ impl Conversation {
         self.countable = record.countable;
         self.time_ms = self.time_ms.max(record.time_ms);
         self.counted = self.counted << 1 | u64::from(kind.countable());
-        if let Some(id_ms) = record.id.time_ms()
-            && id_ms > record.time_ms
-        {
-            self.ids_ahead_until_ms = self.ids_ahead_until_ms.max(id_ms);
+        if let Some(id_ms) = record.id.time_ms() {
+            if id_ms > record.time_ms {
+                self.ids_ahead_until_ms = self.ids_ahead_until_ms.max(id_ms);
+            }
+            if let Ok(author) = self.members.binary_search_by_key(&record.author, |member| member.user) {
+                let author = &mut self.members[author];
+                author.ids_until_ms = author.ids_until_ms.max(id_ms);
+            }
         }
         if kind.countable() {
             self.last.clear();
@@ -251,9 +257,10 @@ impl Minimum {
 
 // The row of the `Heads` view.
 //
-// u8 version (1), then little-endian u64: next_lsn, head, countable, time, counted, ids_ahead_until;
-// u32 members, each five u64: user, joined, delivered, read, countable_read; then the last record behind its length.
-const HEAD_VERSION: u8 = 1;
+// u8 version (2), then little-endian u64: next_lsn, head, countable, time, counted, ids_ahead_until;
+// u32 members, each six u64: user, joined, delivered, read, countable_read, ids_until; then the last record behind
+// its length. Version 1 has no ids_until.
+const HEAD_VERSION: u8 = 2;
 
 impl Conversation {
     /// Appends the row that `read_head` reads.
@@ -264,7 +271,8 @@ impl Conversation {
         }
         out.extend_from_slice(&(self.members.len() as u32).to_le_bytes());
         for member in &self.members {
-            for number in [member.user.0, member.joined, member.delivered, member.read, member.countable_read] {
+            let Member { user, joined, delivered, read, countable_read, ids_until_ms } = *member;
+            for number in [user.0, joined, delivered, read, countable_read, ids_until_ms] {
                 out.extend_from_slice(&number.to_le_bytes());
             }
         }
@@ -274,7 +282,8 @@ impl Conversation {
     /// Reads a row of the `Heads` view; `None` if it is not one.
     pub fn read_head(id: ConversationId, row: &[u8]) -> Option<Self> {
         let mut rest = row;
-        if take(&mut rest, 1)? != [HEAD_VERSION] {
+        let version = take(&mut rest, 1)?[0];
+        if !(1..=HEAD_VERSION).contains(&version) {
             return None;
         }
         let [next_lsn, head, countable, time_ms, counted, ids_ahead_until_ms] = numbers(&mut rest)?;
@@ -282,7 +291,11 @@ impl Conversation {
         let mut members = Vec::new();
         for _ in 0..count {
             let [user, joined, delivered, read, countable_read] = numbers(&mut rest)?;
-            members.push(Member { user: UserId(user), joined, delivered, read, countable_read });
+            let ids_until_ms = match version {
+                1 => time_ms.max(ids_ahead_until_ms),
+                _ => numbers::<1>(&mut rest)?[0],
+            };
+            members.push(Member { user: UserId(user), joined, delivered, read, countable_read, ids_until_ms });
         }
         let bytes = u32::from_le_bytes(take(&mut rest, 4)?.try_into().ok()?);
         let last = take(&mut rest, bytes as usize)?;
@@ -384,6 +397,21 @@ mod tests {
         assert_eq!(c, before);
     }
 
+    fn head_of_version_1(c: &Conversation) -> Vec<u8> {
+        let mut row = vec![1];
+        for number in [c.next_lsn, c.head, c.countable, c.time_ms, c.counted, c.ids_ahead_until_ms] {
+            row.extend_from_slice(&number.to_le_bytes());
+        }
+        row.extend_from_slice(&(c.members.len() as u32).to_le_bytes());
+        for m in &c.members {
+            for number in [m.user.0, m.joined, m.delivered, m.read, m.countable_read] {
+                row.extend_from_slice(&number.to_le_bytes());
+            }
+        }
+        crate::record::write_prefixed(&mut row, &c.last);
+        row
+    }
+
     #[test]
     fn heads_read_back_as_themselves() {
         let mut c = Conversation::new(ConversationId::direct(A, B)).unwrap();
@@ -391,7 +419,11 @@ mod tests {
         c.take_marks(B, 1, 0, 0);
         let mut row = Vec::new();
         c.write_head(&mut row);
-        assert_eq!(Conversation::read_head(c.id, &row), Some(c));
+        assert_eq!(Conversation::read_head(c.id, &row), Some(c.clone()));
+        let one = head_of_version_1(&c);
+        let read = Conversation::read_head(c.id, &one).unwrap();
+        assert!(read.members.iter().all(|member| member.ids_until_ms == 5), "as high as a record may have been");
+        assert_eq!((read.head, read.last), (c.head, c.last));
         for cut in 0..row.len() {
             assert_eq!(Conversation::read_head(ConversationId::direct(A, B), &row[..cut]), None);
         }

@@ -17,8 +17,6 @@ use crate::conversation::Conversation;
 
 /// Bytes of a key of the `Dedup` view: conversation, user, device, client message id.
 pub const KEY_BYTES: usize = 17 + 8 + 4 + 16;
-/// How long an id is remembered.
-pub const WINDOW_MS: u64 = 7 * 24 * 3_600 * 1_000;
 
 /// Key of the `Dedup` view.
 pub fn key(conversation: ConversationId, send: &SendMail) -> [u8; KEY_BYTES] {
@@ -78,6 +76,8 @@ pub struct Window {
     forgotten_until_ms: u64,
     /// Checkpoints done; an absent row read before the last one may meanwhile be present.
     pub checkpoints: u64,
+    /// The views may have forgotten ids of records up to this time.
+    pub unknowable_until_ms: u64,
 }
 
 impl Window {
@@ -94,6 +94,7 @@ impl Window {
             forgotten: 0,
             forgotten_until_ms: 0,
             checkpoints: 0,
+            unknowable_until_ms: 0,
         }
     }
 
@@ -112,6 +113,13 @@ impl Window {
     pub fn may_be_stored(&self, conversation: &Conversation, loaded_time_ms: u64, id: ClientMessageId) -> bool {
         let reach = loaded_time_ms.max(self.forgotten_until_ms).max(conversation.ids_ahead_until_ms);
         conversation.head > 0 && id.time_ms().is_none_or(|time| time <= reach)
+    }
+
+    /// Whether `id`, found neither here nor in the views, may be one that the views have forgotten: they have
+    /// forgotten records of its time, and its author has sent under an id as high, `ids_until_ms`. The one compares it with the
+    /// server's clock, the other with its author's, and by one clock alone that jumped no new id is refused.
+    pub fn is_unknowable(&self, ids_until_ms: u64, id: ClientMessageId) -> bool {
+        id.time_ms().is_some_and(|time| time <= self.unknowable_until_ms.min(ids_until_ms))
     }
 
     /// An id is proposed.
@@ -143,8 +151,10 @@ impl Window {
         self.frozen.push_back((checkpoint, self.committed));
     }
 
-    /// `checkpoint` is durable: what it covers may be forgotten.
-    pub fn done(&mut self, checkpoint: u64) {
+    /// `checkpoint` is durable: what it covers may be forgotten. So may the views what is not above
+    /// `unknowable_until_ms`.
+    pub fn done(&mut self, checkpoint: u64, unknowable_until_ms: u64) {
+        self.unknowable_until_ms = unknowable_until_ms;
         while let Some(&(number, committed)) = self.frozen.front()
             && number <= checkpoint
         {
@@ -172,7 +182,7 @@ mod tests {
         assert!((0..5).all(|n| window.get(n).is_some()));
         window.freeze(1);
         window.commit(5, used(5));
-        window.done(1);
+        window.done(1, 0);
         window.commit(6, used(6));
         assert_eq!((0..7).filter(|&n| window.get(n).is_some()).collect::<Vec<_>>(), [5, 6]);
         assert_eq!(window.forgotten_until_ms, 4);

@@ -79,6 +79,7 @@ macro_rules! counters {
 counters! {
     messages "Messages committed.",
     repeated "Sends answered from the dedup window.",
+    ids_expired "Sends refused because their id may have been used and forgotten.",
     groups "Groups submitted to the journal.",
     loads "Conversations read into memory.",
     lookups "Client message ids looked up in storage.",

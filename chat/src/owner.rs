@@ -553,8 +553,10 @@ impl Owner {
         self.begin_serving(fx);
     }
 
-    /// All recovered records have been delivered; `tails` are the LSNs from which the slots go on.
-    pub(crate) fn recovered_all<E: Effects>(&mut self, tails: &[(Slot, Lsn)], fx: &mut E) {
+    /// All recovered records have been delivered; `tails` are the LSNs from which the slots go on. The views may
+    /// have forgotten ids of records up to `unknowable_until_ms`.
+    pub(crate) fn recovered_all<E: Effects>(&mut self, tails: &[(Slot, Lsn)], unknowable_until_ms: u64, fx: &mut E) {
+        self.window.unknowable_until_ms = unknowable_until_ms;
         for &(slot, next_lsn) in tails {
             if let Some(slot) = &mut self.slots[usize::from(slot)] {
                 slot.next_lsn = next_lsn;
@@ -611,9 +613,9 @@ impl Owner {
     }
 
     /// A checkpoint is durable.
-    pub(crate) fn checkpoint_done(&mut self, checkpoint: u64) {
+    pub(crate) fn checkpoint_done(&mut self, checkpoint: u64, unknowable_until_ms: u64) {
         self.overlay.done(checkpoint);
-        self.window.done(checkpoint);
+        self.window.done(checkpoint, unknowable_until_ms);
         self.members.done(&self.overlay);
     }
 

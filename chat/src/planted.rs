@@ -18,6 +18,8 @@ pub enum PlantedBug {
     HoleShownAsComplete,
     /// Change numbers begin again at the same epoch after a restart.
     ChangeReused,
+    /// Whether an id is too old is judged by the present clock.
+    ExpiredByClock,
 }
 
 /// Which bug is planted, if any; without the feature always none, at no cost.

@@ -12,7 +12,7 @@ use wire::mail::{Address, Fence, Hop, Letter, Mail, MessageMail, Request, SendMa
 use wire::protocol::{ErrorCode, Kind};
 
 use crate::conversation::{Conversation, Proposed};
-use crate::dedup::{self, Fingerprint, Used, WINDOW_MS};
+use crate::dedup::{self, Fingerprint, Used};
 use crate::effects::{Effects, Now};
 use crate::owner::{Owner, Phase, refuse, slot_of};
 use crate::planted::planted;
@@ -109,12 +109,11 @@ impl Owner {
         let in_memory = self.window.get(fingerprint);
         let entry = self.loaded(id).expect("a send runs in memory");
         let state = entry.state.as_ref().expect("loaded");
-        let (is_member, head, loaded_time_ms) =
-            (state.member(send.request.user).is_some(), state.head, entry.loaded_time_ms);
-        if !is_member {
+        let (head, loaded_time_ms) = (state.head, entry.loaded_time_ms);
+        let Some(ids_until_ms) = state.member(send.request.user).map(|author| author.ids_until_ms) else {
             refuse(fx, send.request, Some(id), Some(send), ErrorCode::NotFound, 0);
             return Ok(());
-        }
+        };
         if let Some(used) = in_memory.or(looked_up.used()) {
             self.repeated(send, hash, used, fx);
             return Ok(());
@@ -124,12 +123,21 @@ impl Owner {
         }
         if send.target_seq > head || send.reply_to > head {
             refuse(fx, send.request, Some(id), Some(send), ErrorCode::BadCursor, 0);
-        } else if send.id.time_ms().is_some_and(|time| time + WINDOW_MS < now.wall_ms) {
+        } else if self.is_unknowable(now, ids_until_ms, send.id, looked_up) {
+            self.counters.ids_expired += 1;
             refuse(fx, send.request, Some(id), Some(send), ErrorCode::IdExpired, 0);
         } else {
             self.propose(now, send, body, hash, fingerprint, fx);
         }
         Ok(())
+    }
+
+    /// Whether an id that is not known may have been, so long ago that the views have forgotten it.
+    fn is_unknowable(&self, now: Now, ids_until_ms: u64, id: ClientMessageId, looked_up: LookedUp) -> bool {
+        if planted!(self, ExpiredByClock) {
+            return id.time_ms().is_some_and(|time| time + 7 * 24 * 3_600 * 1_000 < now.wall_ms);
+        }
+        looked_up == LookedUp::Absent && self.window.is_unknowable(ids_until_ms, id)
     }
 
     fn may_be_stored(&mut self, id: ConversationId, loaded_time_ms: u64, send: &SendMail) -> bool {

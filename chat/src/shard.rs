@@ -145,13 +145,15 @@ impl Chat {
                     }
                 }
             }
-            StorageEvent::RecoveredAll { tails } => self.owner.recovered_all(&tails, fx),
+            StorageEvent::RecoveredAll { tails, forgotten_until_ms } => {
+                self.owner.recovered_all(&tails, forgotten_until_ms, fx);
+            }
             StorageEvent::Appended { group, outcomes } => self.owner.appended(now, group, &outcomes, fx),
             StorageEvent::Read(ticket, answer) if ticket & 1 == 0 => self.owner.answered(now, ticket, answer, fx),
             StorageEvent::Read(ticket, answer) => self.users.answered(ticket, answer, fx),
             StorageEvent::Freeze { checkpoint } => self.owner.freeze(checkpoint),
-            StorageEvent::CheckpointDone { checkpoint } => {
-                self.owner.checkpoint_done(checkpoint);
+            StorageEvent::CheckpointDone { checkpoint, forgotten_until_ms } => {
+                self.owner.checkpoint_done(checkpoint, forgotten_until_ms);
                 self.users.checkpoint_done();
             }
         }

@@ -30,6 +30,8 @@ bugs! {
     ServeUnsynced "unsynced-served-after-restart",
     CheckpointAhead "checkpoint-ahead-of-views",
     StaleTail "stale-tail-resurrected",
+    ForgetsByRecords "ids-forgotten-by-a-jump",
+    ExpiredByClock "new-id-expired-by-a-jump",
 }
 
 impl Bug {
@@ -44,6 +46,7 @@ impl Bug {
             serve_unsynced: self == Self::ServeUnsynced,
             stale_tail: self == Self::StaleTail,
             checkpoint_ahead: self == Self::CheckpointAhead,
+            forgets_by_records: self == Self::ForgetsByRecords,
         }
     }
 
@@ -58,6 +61,7 @@ impl Bug {
             Self::DupWhilePending => chat::PlantedBug::DupWhilePending,
             Self::HoleShownAsComplete => chat::PlantedBug::HoleShownAsComplete,
             Self::ChangeReused => chat::PlantedBug::ChangeReused,
+            Self::ExpiredByClock => chat::PlantedBug::ExpiredByClock,
             _ => return None,
         })
     }

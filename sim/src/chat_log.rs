@@ -37,6 +37,10 @@ pub struct Outgoing {
     pub target_seq: Option<u64>,
     pub expect: Expect,
     pub way: Way,
+    /// When it was written, by the true clock.
+    pub written_ms: u64,
+    /// When it was first sent, by the true clock.
+    pub sent_ms: Option<u64>,
 }
 
 /// A pull that has not been answered.

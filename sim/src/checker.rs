@@ -3,7 +3,7 @@
 //! Phones report everything that they are shown or told. What can be judged at once is; what needs the
 //! whole history waits for [`Checker::finish`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use wire::ids::{ChangeNumber, ClientMessageId, ConversationId, DeviceId, UserId};
 use wire::protocol::{Kind, MessageItem, Stored, Summary};
@@ -93,6 +93,8 @@ pub struct Checker {
     acked: BTreeMap<SendKey, (u64, u64, String)>,
     /// In which order a device first sent its messages.
     orders: HashMap<SendKey, u64>,
+    /// Every id under which a user ever sent something.
+    sent: BTreeMap<(ConversationId, UserId), BTreeSet<ClientMessageId>>,
     changes: BTreeMap<(UserId, ChangeNumber), Change>,
     marks: BTreeMap<(ConversationId, UserId), Marks>,
     told: Vec<Told>,
@@ -181,6 +183,21 @@ impl Checker {
     /// A device sends a message for the first time, as its `order`th.
     pub fn sends(&mut self, key: SendKey, order: u64) {
         self.orders.entry(key).or_insert(order);
+        self.sent.entry((key.0, key.1)).or_default().insert(key.3);
+    }
+
+    /// A device will not send a message again, though it may still be stored.
+    pub fn gives_up(&mut self, key: &SendKey) {
+        self.orders.remove(key);
+    }
+
+    /// Whether an id that is younger than the server's memory may be refused as too old for it: by its own time
+    /// it must be old, which of those whose clocks are not behind takes a jump of the server's; and a younger one
+    /// of its author must have been there, whatever the clocks show.
+    pub fn may_expire(&self, key: &SendKey, is_behind: bool) -> bool {
+        let own = self.sent.get(&(key.0, key.1));
+        let younger = own.is_some_and(|ids| ids.iter().any(|id| *id != key.3 && id.time_ms() >= key.3.time_ms()));
+        key.3.time_ms().is_some() && younger && (is_behind || self.clocks_jumped)
     }
 
     /// A send was acknowledged.
@@ -344,9 +361,8 @@ impl Checker {
     }
 
     fn senders_kept_their_order(&self) -> Verdict {
-        // By a clock that jumps, an id is too old at one moment and not at the next: then the order is open.
-        let orders = self.orders.iter().filter(|(key, _)| !self.clocks_jumped || key.3.time_ms().is_none());
-        let sent = orders.filter_map(|(key, order)| Some((key.0, key.1, key.2, *self.seqs.get(key)?, *order)));
+        let sent =
+            self.orders.iter().filter_map(|(key, order)| Some((key.0, key.1, key.2, *self.seqs.get(key)?, *order)));
         let mut sent: Vec<_> = sent.collect();
         sent.sort_unstable();
         for pair in sent.windows(2) {

@@ -36,6 +36,8 @@ pub struct Habits {
     pub hasty: bool,
     /// Gives up a connection that does not answer for so long.
     pub patience_ms: Option<u64>,
+    /// For how long the server knows an id.
+    pub window_ms: u64,
 }
 
 /// The times that a phone sees.
@@ -273,7 +275,7 @@ impl Phone {
                 }
                 return self.opened(clocks, *result, *change, conversations, checker);
             }
-            Received::Error(error) => return self.refused(clocks, error),
+            Received::Error(error) => return self.refused(clocks, error, checker),
             _ if !is_open => broken!("a frame before `opened`: {frame:?}"),
             Received::Stored(stored) => return self.stored(stored, checker),
             Received::Message(message) => {
@@ -460,7 +462,7 @@ impl Phone {
         Ok(())
     }
 
-    fn refused(&mut self, clocks: Clocks, error: &ErrorFrame<'_>) -> Verdict {
+    fn refused(&mut self, clocks: Clocks, error: &ErrorFrame<'_>, checker: &Checker) -> Verdict {
         // Impatient while everything goes wrong, as asked once the world is calm.
         let haste = if self.habits.patience_ms.is_some() { 10 } else { 1 };
         let not_before_ms = clocks.now_ms + u64::from(error.after_ms.unwrap_or(0)) / haste + self.rng.below(40);
@@ -481,8 +483,8 @@ impl Phone {
         };
         let chats = self.chats.iter_mut();
         let mut chats = chats.filter(|(conversation, _)| error.conversation.is_none_or(|of| of == **conversation));
-        let found = chats.find_map(|(_, chat)| Some((chat.outgoing.iter().position(|out| out.id == id)?, chat)));
-        let Some((at, chat)) = found else { return Ok(()) };
+        let found = chats.find_map(|(of, chat)| Some((chat.outgoing.iter().position(|out| out.id == id)?, *of, chat)));
+        let Some((at, conversation, chat)) = found else { return Ok(()) };
         let outgoing = &mut chat.outgoing[at];
         if error.code.retryable() {
             outgoing.way = Way::Failed { not_before_ms };
@@ -490,8 +492,12 @@ impl Phone {
         }
         let expected = match error.code {
             ErrorCode::IdConflict => outgoing.expect == Expect::Conflict,
-            // By the server's clock the id was too old before it ever arrived.
-            ErrorCode::IdExpired => outgoing.expect == Expect::Stored,
+            ErrorCode::IdExpired => {
+                let key = (conversation, self.user, self.device, id);
+                let is_old = clocks.now_ms >= outgoing.written_ms + self.habits.window_ms;
+                let is_behind = self.habits.clock_ms < 0;
+                outgoing.expect == Expect::Stored && (is_old || checker.may_expire(&key, is_behind))
+            }
             _ => false,
         };
         if !expected {

@@ -3,6 +3,7 @@
 use chat::Limits;
 use gateway::rate::FrameRate;
 use shard_router::MailLimits;
+use storage::days::DAY_MS;
 use storage::journal::JournalConfig;
 use storage::lane::LaneConfig;
 use storage::sim_store::SimStoreConfig;
@@ -10,6 +11,9 @@ use wire::ids::UserId;
 
 use crate::bug::Bug;
 use crate::rng::Rng;
+
+/// So short that a phone may wait for an answer for a while and has its id known all the same.
+const DEDUP_DAY_MS_MIN: u64 = 10_000;
 
 /// One world's size, limits and misfortunes.
 #[derive(Debug, Clone)]
@@ -143,5 +147,6 @@ fn store(rng: &mut Rng, bug: Option<Bug>) -> SimStoreConfig {
         ingest_us: if slow_views { 1_000..2_000_000 } else { 500..50_000 },
         reads_waiting_max: if rng.one_in(4) { 2 } else { 4_096 },
         read_fails_one_in: if rng.one_in(4) { rng.between(5, 50) } else { 0 },
+        dedup_day_ms: if rng.one_in(2) { rng.between(DEDUP_DAY_MS_MIN, 4 * DEDUP_DAY_MS_MIN) } else { DAY_MS },
     }
 }

@@ -118,6 +118,7 @@ impl World {
             skips: rng.pick(&[0, 0, 200]),
             page: rng.between(1, 4) as u32,
             hasty: rng.one_in(3),
+            window_ms: 7 * self.plan.store.dedup_day_ms,
             patience_ms: (!self.is_calm).then(|| rng.between(3_000, 15_000)),
         };
         let token = token(user, DeviceId(device));

@@ -61,6 +61,7 @@ struct Shard {
     answers: Vec<(Ticket, Result<Rows, ReadError>)>,
     checkpoints_done: u64,
     frozen: u64,
+    forgotten_until_ms: u64,
 }
 
 /// All played shards.
@@ -86,8 +87,9 @@ impl Shards {
                 shard.recovered.push((part.slot, part.expected_lsn, group.bytes.clone()));
                 None
             }
-            StorageEvent::RecoveredAll { tails } => {
+            StorageEvent::RecoveredAll { tails, forgotten_until_ms } => {
                 shard.recovered_all = true;
+                shard.forgotten_until_ms = forgotten_until_ms;
                 shard.tails = tails.into_iter().collect();
                 Some(StorageRequest::Serving)
             }
@@ -116,7 +118,8 @@ impl Shards {
                 shard.handed.push_back((checkpoint, rows));
                 Some(StorageRequest::Run { checkpoint, run })
             }
-            StorageEvent::CheckpointDone { checkpoint } => {
+            StorageEvent::CheckpointDone { checkpoint, forgotten_until_ms } => {
+                shard.forgotten_until_ms = forgotten_until_ms;
                 let (handed, _) = shard.handed.pop_front().expect("a run was handed over");
                 assert_eq!(handed, checkpoint, "checkpoints end in order");
                 shard.checkpoints_done += 1;
@@ -130,7 +133,7 @@ impl Shard {
     /// What a shard sees: the views' answer with its own rows on top, at the moment the answer comes.
     fn merge(&self, question: &ViewRead, rows: &Rows) -> Rows {
         let asked = |asked: &[u8]| match question {
-            ViewRead::Get { space, key } => *space == Space::History && asked == key,
+            ViewRead::Get { space, key } => SPACES.contains(space) && asked == key,
             ViewRead::Range { space, start, end, .. } => {
                 *space == Space::History && asked >= &start[..] && asked < &end[..]
             }
@@ -167,16 +170,19 @@ fn apply(rows: &mut Rows2, mut bytes: &[u8]) {
     }
 }
 
+/// Each row goes into both.
+const SPACES: [Space; 2] = [Space::History, Space::Dedup];
+
 fn to_run(rows: &Rows2) -> Run {
     let mut refs = Vec::new();
     let mut arena = Vec::new();
     for (key, value) in rows {
-        refs.push(RowRef {
-            space: Space::History,
+        refs.extend(SPACES.map(|space| RowRef {
+            space,
             offset: arena.len() as u32,
             key_bytes: key.len() as u16,
             value_bytes: value.len() as u32,
-        });
+        }));
         arena.extend_from_slice(key);
         arena.extend_from_slice(value);
     }
@@ -195,11 +201,14 @@ pub(crate) struct Driver<'a, B: Backend> {
     pub(crate) shards: Shards,
     committed: BTreeMap<(Slot, Lsn), Vec<u8>>,
     ticket: Ticket,
+    records: u64,
     rng: SimRng,
     /// `Some`: runs are not handed over, as by a shard that hangs.
     pub(crate) held: Option<Vec<(u16, StorageRequest)>>,
 }
 
+/// Time of the record before the first.
+const TIME_BEGINS_MS: u64 = 1 << 40;
 /// Polls before an answer counts as never coming.
 const POLLS_MAX: u32 = 200_000;
 
@@ -210,6 +219,7 @@ impl<'a, B: Backend> Driver<'a, B> {
             shards: Shards::default(),
             committed: BTreeMap::new(),
             ticket: 0,
+            records: 0,
             rng: SimRng::new(seed),
             held: None,
         };
@@ -326,7 +336,9 @@ impl<'a, B: Backend> Driver<'a, B> {
     fn part(&mut self, group: &mut AppendGroup, slot: Slot, epoch: Epoch, lsn: Lsn, records: u32) {
         let start = group.bytes.len() as u32;
         for offset in 0..u64::from(records) {
-            let serial = self.rng.draw().to_le_bytes();
+            // No two are the same, and as a time it grows, faster than any store runs.
+            self.records += 1;
+            let serial = (TIME_BEGINS_MS + 60_000 * self.records).to_le_bytes();
             let length = 8 + self.rng.below(200) as usize;
             let value: Vec<u8> = serial.iter().copied().cycle().take(length).collect();
             group.bytes.extend(record(&key(slot, lsn + offset), &value));
@@ -413,6 +425,25 @@ impl<'a, B: Backend> Driver<'a, B> {
         }
     }
 
+    /// Every committed record has its dedup row, or is from a time of which its shard was told. Whether there are
+    /// such.
+    fn check_dedup(&mut self) -> bool {
+        let mut forgotten = false;
+        for ((slot, lsn), value) in self.committed.clone() {
+            let shard = self.shard_of(slot);
+            let rows = self.read(shard, ViewRead::Get { space: Space::Dedup, key: key(slot, lsn) });
+            let time = u64::from_le_bytes(*value.first_chunk().expect("its time"));
+            if let Some((_, found)) = rows.iter().next() {
+                assert!(found == value, "slot {slot}, LSN {lsn}");
+            } else {
+                let told = self.shards.0[shard as usize].forgotten_until_ms;
+                assert!(time <= told, "slot {slot}, LSN {lsn}: a row of {time} is gone, told was {told}");
+                forgotten = true;
+            }
+        }
+        forgotten
+    }
+
     /// Appends until `more` further checkpoints are done.
     pub(crate) fn append_through_checkpoints(&mut self, more: u64) {
         let target = self.shards.0[0].checkpoints_done + more;
@@ -425,6 +456,10 @@ impl<'a, B: Backend> Driver<'a, B> {
                 let outcomes = self.append(shard, group);
                 let refused = Outcome::Refused(Refusal::ViewsBehind);
                 assert!(outcomes.iter().all(|o| [Outcome::Committed, refused].contains(o)), "{outcomes:?}");
+                if outcomes.contains(&refused) {
+                    // Only time helps.
+                    self.poll();
+                }
             }
         }
         panic!("no checkpoint, however much was appended");
@@ -442,6 +477,26 @@ pub fn run<B: Backend>(seed: u64, mut new: impl FnMut() -> B) {
     shards_may_change_in_number(&mut new(), seed);
     a_read_never_misses_what_a_checkpoint_is_moving(&mut new(), seed);
     nothing_committed_is_lost_over_many_crashes(&mut new(), seed);
+}
+
+/// The same for stores of `new` whose dedup days are so short that they forget within moments.
+pub fn run_forgetting<B: Backend>(seed: u64, mut new: impl FnMut() -> B) {
+    let backend = &mut new();
+    let mut driver = Driver::new(backend, 2, seed);
+    let mut forgets = 0;
+    for round in 0..1_000 {
+        driver.append_through_checkpoints(1);
+        forgets += u32::from(driver.check_dedup());
+        if round % 5 == 4 {
+            let end = [End::Kill, End::Graceful, End::PowerCut][round / 5 % 3];
+            driver.restart(end, 1 + (round % 3) as u16);
+            driver.check_dedup();
+        }
+        if forgets >= 4 && round >= 15 {
+            return;
+        }
+    }
+    panic!("nothing is ever forgotten");
 }
 
 fn lsns_are_dense_and_a_wrong_one_is_a_conflict<B: Backend>(backend: &mut B, seed: u64) {
@@ -508,6 +563,7 @@ fn a_checkpoint_moves_rows_into_the_views<B: Backend>(backend: &mut B, seed: u64
     let mut driver = Driver::new(backend, 2, seed);
     driver.append_through_checkpoints(3);
     driver.check_rows();
+    assert!(!driver.check_dedup());
     let records = driver.committed.len();
     driver.restart(End::PowerCut, 2);
     let recovered: usize = driver.shards.0.iter().map(|shard| shard.fresh.len()).sum();

@@ -131,6 +131,8 @@ pub struct Lane<D: Disk> {
     /// When the phase began.
     phase_since_ms: u64,
     next_checkpoint: u64,
+    /// What the views may forget once the shards know of it.
+    forgotten_until_ms: u64,
     /// The last batch holds records and has no seal behind it.
     unsealed: bool,
     seal_at_ms: Option<u64>,
@@ -152,6 +154,7 @@ impl<D: Disk> Lane<D> {
             phase: Phase::Idle,
             phase_since_ms: now_ms,
             next_checkpoint,
+            forgotten_until_ms: 0,
             unsealed: false,
             seal_at_ms: None,
             closing: false,
@@ -327,8 +330,10 @@ impl<D: Disk> Lane<D> {
         Some(ingest)
     }
 
-    /// The views have made a checkpoint durable; [`Lane::tick`] records it.
-    pub fn ingested(&mut self, checkpoint: u64, now_ms: u64) {
+    /// The views have made a checkpoint durable; [`Lane::tick`] records it, and then tells the shards what may be
+    /// forgotten.
+    pub fn ingested(&mut self, checkpoint: u64, forgotten_until_ms: u64, now_ms: u64) {
+        self.forgotten_until_ms = forgotten_until_ms;
         match std::mem::replace(&mut self.phase, Phase::Idle) {
             Phase::Ingesting { number, frozen } if number == checkpoint => {
                 self.phase = Phase::Recording { number, frozen, not_before_ms: now_ms };
@@ -384,7 +389,8 @@ impl<D: Disk> Lane<D> {
         self.unsealed = false;
         self.seal_at_ms = None;
         self.counts.checkpoints += 1;
-        out.extend((0..self.serving.len() as u16).map(|shard| (shard, StorageEvent::CheckpointDone { checkpoint })));
+        let done = || StorageEvent::CheckpointDone { checkpoint, forgotten_until_ms: self.forgotten_until_ms };
+        out.extend((0..self.serving.len() as u16).map(|shard| (shard, done())));
         self.counts.segments_removed += self.journal.remove_covered(disk)? as u64;
         Ok(())
     }
@@ -419,10 +425,12 @@ impl<D: Disk> Lane<D> {
     }
 }
 
-/// Tells each shard what was recovered for its slots: the parts in order, then where each slot stands.
+/// Tells each shard what was recovered for its slots: the parts in order, then where each slot stands and what
+/// the views may have forgotten.
 pub fn recovered_events<D: Disk>(
     recovered: Vec<RecoveredBatch>,
     journal: &Journal<D>,
+    forgotten_until_ms: u64,
     shard_of_slot: &[u16],
     shards: usize,
     out: &mut Outbox,
@@ -437,6 +445,6 @@ pub fn recovered_events<D: Disk>(
         tails[shard_of_slot[slot as usize] as usize].push((slot, journal.next_lsn(slot)));
     }
     for (shard, tails) in tails.into_iter().enumerate() {
-        out.push((shard as u16, StorageEvent::RecoveredAll { tails }));
+        out.push((shard as u16, StorageEvent::RecoveredAll { tails, forgotten_until_ms }));
     }
 }

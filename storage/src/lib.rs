@@ -6,6 +6,7 @@ mod checked;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod counters;
+pub mod days;
 pub mod disk;
 pub mod embedded;
 pub mod glommio_disk;

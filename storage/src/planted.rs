@@ -11,11 +11,14 @@ pub struct Planted {
     pub stale_tail: bool,
     /// The checkpoint is recorded before the views are durable.
     pub checkpoint_ahead: bool,
+    /// Dedup rows are forgotten by the times of records, which a clock that jumped has made.
+    pub forgets_by_records: bool,
 }
 
 impl Planted {
     /// No bugs.
-    pub const NONE: Planted = Planted { serve_unsynced: false, stale_tail: false, checkpoint_ahead: false };
+    pub const NONE: Planted =
+        Planted { serve_unsynced: false, stale_tail: false, checkpoint_ahead: false, forgets_by_records: false };
 
     /// `self` with the feature, [`Planted::NONE`] without it.
     #[must_use]

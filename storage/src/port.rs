@@ -66,7 +66,10 @@ pub(crate) enum LaneMessage {
     Run(u16, u64, Run),
     Serving(u16),
     /// The views have made a checkpoint durable.
-    Ingested(u64),
+    Ingested {
+        checkpoint: u64,
+        forgotten_until_ms: u64,
+    },
     /// Make a last checkpoint, say so, and end.
     Close,
     /// End now, as after a crash.

@@ -21,6 +21,7 @@ use crossbeam_channel::unbounded;
 use tokio_postgres::{Client, Config};
 
 use crate::counters::StoreCounters;
+use crate::days::DAY_MS;
 use crate::port::{Channels, Port, Threads, Waker};
 use crate::seam::{Lsn, Run, Slot, StoreFacts};
 use crate::segment::SLOTS;
@@ -57,6 +58,9 @@ pub struct PostgresConfig {
     pub lock_wait_ms: u64,
     /// After that, take the database over: the other server is fenced. Otherwise the start is refused.
     pub take_over: bool,
+    /// How long the store runs until the dedup rows that it takes go into another day. Other than a day only in
+    /// tests: rows are promised to stay for seven.
+    pub dedup_day_ms: u64,
 }
 
 impl PostgresConfig {
@@ -74,6 +78,7 @@ impl PostgresConfig {
             checkpoint_timeout_ms: 120_000,
             lock_wait_ms: 2_000,
             take_over: true,
+            dedup_day_ms: DAY_MS,
         }
     }
 }
@@ -172,6 +177,10 @@ impl PostgresStore {
             session: Session::new(address.clone(), Duration::from_millis(config.checkpoint_timeout_ms))?,
             epoch: opened.epoch,
             fence: Arc::clone(&fence),
+            opened: (Instant::now(), opened.days.uptime_ms()),
+            days: opened.days.clone(),
+            day_ms: config.dedup_day_ms,
+            drops: true,
         };
         let readers = (0..config.readers).map(|_| {
             let session = Session::new(address.clone(), Duration::from_millis(config.timeout_ms))?;

@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::days::{DAY_MS, Days};
 use crate::embedded::{StartError, check_views};
 use crate::journal::{JournalConfig, SyncFailed};
 use crate::lane::{Ingest, Lane, LaneConfig, LaneCounts, Outbox, recovered_events};
 use crate::recovery::{self, Opened};
 use crate::seam::{
-    Class, Position, ReadError, Rows, Space, StorageEvent, StorageRequest, StoreFacts, Ticket, ViewRead,
+    Class, Position, ReadError, Rows, Run, Space, StorageEvent, StorageRequest, StoreFacts, Ticket, ViewRead,
 };
 use crate::segment::Identity;
 use crate::sim_disk::{SimDisk, SimRng};
@@ -33,6 +34,8 @@ pub struct SimStoreConfig {
     pub reads_waiting_max: usize,
     /// One read in so many is answered `Unavailable`; 0: none.
     pub read_fails_one_in: u64,
+    /// How long the store runs until the dedup rows that it takes go into another day.
+    pub dedup_day_ms: u64,
 }
 
 impl Default for SimStoreConfig {
@@ -49,6 +52,7 @@ impl Default for SimStoreConfig {
             ingest_us: 1_000..50_000,
             reads_waiting_max: 4096,
             read_fails_one_in: 0,
+            dedup_day_ms: DAY_MS,
         }
     }
 }
@@ -133,8 +137,16 @@ impl SimStore {
         };
         let Opened { journal, recovered } = opened;
         self.facts = StoreFacts { generation: journal.identity().generation, epoch: journal.epoch(), class: Class::D1 };
-        recovered_events(recovered, &journal, shard_of_slot, shards as usize, &mut self.out);
+        recovered_events(
+            recovered,
+            &journal,
+            self.views.days.forgotten_until_ms(),
+            shard_of_slot,
+            shards as usize,
+            &mut self.out,
+        );
         let lane = Lane::new(self.config.lane.clone(), journal, shards as usize, self.views.checkpoint, now_us / 1000);
+        self.views.opened = (now_us / 1000, self.views.days.uptime_ms());
         self.process = Some(Process {
             lane,
             commit_at_us: None,
@@ -227,7 +239,7 @@ impl SimStore {
         self.now_us = self.now_us.max(now_us);
         let Some(process) = &mut self.process else { return Ok(()) };
         answer_reads(process, &self.views, self.now_us, &mut self.out);
-        ingest(process, &mut self.views, self.now_us);
+        ingest(process, &mut self.views, &self.config, self.now_us);
         if process.commit_at_us.is_some_and(|at| at <= self.now_us) {
             process.commit_at_us = None;
             process.lane.commit(&mut self.disk, &mut self.out)?;
@@ -289,13 +301,13 @@ fn answer_reads(process: &mut Process, views: &SimViews, now_us: u64, out: &mut 
 }
 
 /// Brings an ingestion forward. `CheckpointDone` may not overtake an answer that was read before it.
-fn ingest(process: &mut Process, views: &mut SimViews, now_us: u64) {
+fn ingest(process: &mut Process, views: &mut SimViews, config: &SimStoreConfig, now_us: u64) {
     if let Some(Ingesting::Running { visible_at_us, done_at_us, ingest }) = &process.ingesting {
         if *visible_at_us <= now_us && !views.shows(ingest) {
-            views.show(ingest);
+            views.show(ingest, config, now_us / 1000);
         }
         if *done_at_us <= now_us {
-            views.make_durable(ingest);
+            views.make_durable(ingest, config, now_us / 1000);
             let checkpoint = ingest.checkpoint;
             let early = process.reads.iter().filter(|read| read.early.is_some());
             let until_us = early.map(|read| read.answer_at_us).max().unwrap_or(now_us);
@@ -306,12 +318,20 @@ fn ingest(process: &mut Process, views: &mut SimViews, now_us: u64) {
         && until_us <= now_us
     {
         process.ingesting = None;
-        process.lane.ingested(checkpoint, now_us / 1000);
+        process.lane.ingested(checkpoint, views.days.forgotten_until_ms(), now_us / 1000);
     }
 }
 
 /// What a row was before an ingestion that may be lost.
 type Undo = (Space, Vec<u8>, Option<Vec<u8>>);
+
+/// An ingestion that is visible and not durable.
+#[derive(Debug)]
+struct Visible {
+    checkpoint: u64,
+    undo: Vec<Undo>,
+    days: Days,
+}
 
 /// Ordered maps that can fall back to before an ingestion that was not durable.
 #[derive(Debug, Default)]
@@ -319,38 +339,68 @@ struct SimViews {
     maps: [BTreeMap<Vec<u8>, Vec<u8>>; Space::ALL.len()],
     checkpoint: u64,
     position: Position,
-    /// The ingestion that is visible and not durable, and what it replaced.
-    visible: Option<(u64, Vec<Undo>)>,
+    visible: Option<Visible>,
+    /// Days of dedup rows, and which of them each row is in.
+    days: Days,
+    day_of: BTreeMap<Vec<u8>, u32>,
+    /// When the process began, and the uptime then.
+    opened: (u64, u64),
 }
 
 impl SimViews {
     fn shows(&self, ingest: &Ingest) -> bool {
-        self.visible.as_ref().is_some_and(|(checkpoint, _)| *checkpoint == ingest.checkpoint)
+        self.visible.as_ref().is_some_and(|visible| visible.checkpoint == ingest.checkpoint)
     }
 
-    fn show(&mut self, ingest: &Ingest) {
+    fn show(&mut self, ingest: &Ingest, config: &SimStoreConfig, now_ms: u64) {
+        self.drop_forgotten();
         let mut undo = Vec::new();
-        for run in &ingest.runs {
-            for (space, key, value) in run.rows() {
-                let before = self.maps[space as usize].insert(key.to_vec(), value.to_vec());
-                undo.push((space, key.to_vec(), before));
+        let rows = || ingest.runs.iter().flat_map(Run::rows);
+        let times = rows().filter(|(space, ..)| *space == Space::Dedup).map(|(.., value)| time_of(value));
+        let times = times.fold(None, |all: Option<(u64, u64)>, time| {
+            Some(all.map_or((time, time), |(low, high)| (low.min(time), high.max(time))))
+        });
+        let (opened_ms, uptime_ms) = self.opened;
+        let mut days = self.days.clone();
+        let day = days.checkpoint(uptime_ms + now_ms - opened_ms, config.dedup_day_ms, times);
+        for (space, key, value) in rows() {
+            let before = self.maps[space as usize].insert(key.to_vec(), value.to_vec());
+            undo.push((space, key.to_vec(), before));
+            if let (Space::Dedup, Some(day)) = (space, day) {
+                self.day_of.insert(key.to_vec(), day);
             }
         }
-        self.visible = Some((ingest.checkpoint, undo));
+        if let (Some((_, newest_ms)), true) = (times, config.lane.planted.effective().forgets_by_records) {
+            let oldest_ms = newest_ms.saturating_sub(7 * DAY_MS);
+            self.maps[Space::Dedup as usize].retain(|_, value| time_of(value) >= oldest_ms);
+        }
+        self.visible = Some(Visible { checkpoint: ingest.checkpoint, undo, days });
     }
 
-    fn make_durable(&mut self, ingest: &Ingest) {
+    /// Only with the next checkpoint: until then every shard has been told.
+    fn drop_forgotten(&mut self) {
+        let (days, rows) = (&self.days, &mut self.maps[Space::Dedup as usize]);
+        self.day_of.retain(|key, day| {
+            let gone = days.is_forgotten(*day);
+            if gone {
+                rows.remove(key);
+            }
+            !gone
+        });
+    }
+
+    fn make_durable(&mut self, ingest: &Ingest, config: &SimStoreConfig, now_ms: u64) {
         if !self.shows(ingest) {
-            self.show(ingest);
+            self.show(ingest, config, now_ms);
         }
-        self.visible = None;
+        self.days = self.visible.take().expect("just shown").days;
         self.checkpoint = ingest.checkpoint;
         self.position = ingest.position;
     }
 
     /// Rows of an unfinished ingestion are lost or kept, map by map; its mark is lost.
     fn crash(&mut self, rng: &mut SimRng) {
-        let Some((_, undo)) = self.visible.take() else { return };
+        let Some(Visible { undo, .. }) = self.visible.take() else { return };
         let lost: Vec<bool> = Space::ALL.iter().map(|_| rng.one_in(2)).collect();
         for (space, key, before) in undo.into_iter().rev().filter(|(space, ..)| lost[*space as usize]) {
             match before {
@@ -379,6 +429,11 @@ impl SimViews {
         }
         rows
     }
+}
+
+/// The time of its record, with which a dedup row begins.
+fn time_of(value: &[u8]) -> u64 {
+    u64::from_le_bytes(*value.first_chunk().expect("dedup rows begin with their time"))
 }
 
 /// Takes rows until a limit is reached; the row that reaches the limit of bytes is the last.
@@ -474,6 +529,15 @@ mod tests {
             println!("replay with SEED={seed}");
             run_suite(seed, Planted::NONE);
         }
+    }
+
+    #[test]
+    fn the_simulated_store_forgets_only_what_it_says() {
+        conformance::run_forgetting(7, || {
+            let mut simulated = Simulated::new(7, Planted::NONE);
+            simulated.store.config.dedup_day_ms = 50;
+            simulated
+        });
     }
 
     /// The suite is worth having because it sees these.

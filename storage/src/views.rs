@@ -11,7 +11,7 @@
 //!
 //! ```text
 //! views/MARK       format version, checkpoint, position, days (see `mark.rs`)
-//! views/rows/      fjall: keyspaces history, heads, members, and dedup-<day since 1970>
+//! views/rows/      fjall: keyspaces history, heads, members, and dedup-<number of the day> (see `days.rs`)
 //! stored value     value | crc32 of key and value, u32 little-endian
 //! ```
 
@@ -34,16 +34,11 @@ use fjall::{AbstractTree, CompressionType, Database, Guard, Keyspace, KeyspaceCr
 pub use mark::VIEWS_FORMAT;
 
 use crate::checked::{name_of, seal, value_of};
+use crate::days::{DAY_MS, Days};
 use crate::seam::{ReadError, Rows, Run, Space, ViewRead};
 use crate::taken::Taken;
 use mark::Mark;
-use runs::{Sorted, day_at, hex};
-
-/// Dedup rows are promised for seven days; the day on which they began counts, and so does today.
-const DEDUP_DAYS: u32 = 8;
-/// So many days of dedup rows stay whatever the clock says: a clock that jumps ahead by a month must
-/// not make the server forget the ids that it promised to know.
-const DEDUP_DAYS_KEPT: usize = 9;
+use runs::{Sorted, hex};
 
 /// How long a read waits for a store that is being reopened.
 const REOPENING_MAX: Duration = Duration::from_secs(1);
@@ -73,6 +68,9 @@ pub struct ViewsConfig {
     pub close_ms_max: u64,
     /// An ingestion that is not urgent works for one part of its time and rests for so many.
     pub rests: u32,
+    /// How long the store runs until the dedup rows that it takes go into another day. Other than a day only in
+    /// tests: rows are promised to stay for seven.
+    pub dedup_day_ms: u64,
 }
 
 impl Default for ViewsConfig {
@@ -86,6 +84,7 @@ impl Default for ViewsConfig {
             wait_ms_max: 10_000,
             close_ms_max: 10_000,
             rests: 3,
+            dedup_day_ms: DAY_MS,
         }
     }
 }
@@ -141,6 +140,8 @@ pub struct Views {
 
 struct Writer {
     mark: Mark,
+    /// Since when this process has them open, and their uptime then.
+    opened: (Instant, u64),
     /// fjall met an I/O error. It may be poisoned, its compaction thread may be gone and half-written
     /// tables may take room, so the next ingestion starts it afresh.
     reopen_first: bool,
@@ -157,11 +158,12 @@ impl Views {
             None => create(dir, &config)?,
         };
         let engine = Engine::open(dir, &config, &mark)?;
+        let opened = (Instant::now(), mark.days.uptime_ms());
         Ok(Views {
             dir: dir.to_owned(),
             config,
             engine: RwLock::new(Some(Arc::new(engine))),
-            writer: Mutex::new(Writer { mark, reopen_first: false }),
+            writer: Mutex::new(Writer { mark, opened, reopen_first: false }),
         })
     }
 
@@ -169,6 +171,17 @@ impl Views {
     pub fn checkpoint(&self) -> (u64, u64) {
         let writer = self.writer();
         (writer.mark.checkpoint, writer.mark.position)
+    }
+
+    /// Dedup rows of records up to this time may have been forgotten.
+    pub fn forgotten_until_ms(&self) -> u64 {
+        self.writer().mark.days.forgotten_until_ms()
+    }
+
+    /// As if it had run for so much longer.
+    #[cfg(test)]
+    fn pass(&self, uptime_ms: u64) {
+        self.writer().opened.1 += uptime_ms;
     }
 
     /// Answers a question from what has been ingested.
@@ -215,29 +228,6 @@ impl Views {
             writer.reopen_first = error.is_of_the_device();
         }
         result
-    }
-
-    /// Forgets dedup rows of days that are over for good by a clock that shows `now_ms`. Returns how
-    /// many days were dropped.
-    pub fn expire(&self, now_ms: u64) -> Result<usize, ViewsError> {
-        let mut writer = self.writer();
-        let Some(engine) = self.current() else { return Ok(0) };
-        let days = engine.days();
-        let oldest = day_at(now_ms).saturating_sub(DEDUP_DAYS);
-        // `days` is newest first.
-        let gone: Vec<u32> = days.iter().skip(DEDUP_DAYS_KEPT).copied().filter(|&day| day < oldest).collect();
-        if gone.is_empty() {
-            return Ok(0);
-        }
-        // The mark first: a day that it names must exist, or the directory counts as damaged.
-        let mut mark = writer.mark.clone();
-        mark.days.retain(|day| !gone.contains(day));
-        mark.write(&self.dir)?;
-        writer.mark = mark;
-        for &day in &gone {
-            engine.drop_day(day)?;
-        }
-        Ok(gone.len())
     }
 
     /// The most ingested runs of one map that wait for compaction. Each costs every read a look.
@@ -289,16 +279,17 @@ impl Views {
     ) -> Result<(), ViewsError> {
         let engine = self.current().ok_or_else(closed)?;
         let sorted = Sorted::new(runs)?;
+        engine.drop_forgotten(&writer.mark.days);
         engine.wait_for_compaction(&self.config)?;
         for space in [Space::History, Space::Heads, Space::Members] {
-            write_run(engine.plain(space), sorted.plain(space), pace)?;
+            write_run(engine.plain(space), sorted.rows(space), pace)?;
         }
         let mut days = writer.mark.days.clone();
-        for day in sorted.days() {
-            write_run(&engine.day(day)?, sorted.dedup(day), pace)?;
-            if let Err(place) = days.binary_search(&day) {
-                days.insert(place, day);
-            }
+        let (opened, uptime_ms) = writer.opened;
+        let uptime_ms = uptime_ms + opened.elapsed().as_millis() as u64;
+        // Days that go lose their rows only with the next checkpoint: until then every shard has been told.
+        if let Some(day) = days.checkpoint(uptime_ms, self.config.dedup_day_ms, sorted.times()) {
+            write_run(&engine.day(day)?, sorted.rows(Space::Dedup), pace)?;
         }
         engine.must_be_healthy()?;
         let mark = Mark { checkpoint, position, days };
@@ -379,7 +370,7 @@ impl Engine {
         for space in [Space::History, Space::Heads, Space::Members] {
             plain[space as usize] = Some(existing(name_of(space))?);
         }
-        for &day in &mark.days {
+        for day in mark.days.numbers() {
             existing(&day_name(day))?;
         }
         // A day may be there without being marked: its ingestion or its removal was cut short. It is
@@ -396,10 +387,6 @@ impl Engine {
 
     fn plain(&self, space: Space) -> &Keyspace {
         self.plain[space as usize].as_ref().expect("every map but dedup is opened at start")
-    }
-
-    fn days(&self) -> Vec<u32> {
-        self.dedup.read().unwrap_or_else(PoisonError::into_inner).iter().map(|&(day, _)| day).collect()
     }
 
     fn dedup_keyspaces(&self) -> Vec<(u32, Keyspace)> {
@@ -424,11 +411,15 @@ impl Engine {
         Ok(keyspace)
     }
 
-    fn drop_day(&self, day: u32) -> Result<(), ViewsError> {
+    /// Drops the maps of days that are forgotten. One that cannot be dropped now is at the next start.
+    fn drop_forgotten(&self, days: &Days) {
         let mut dedup = self.dedup.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(place) = dedup.iter().position(|&(other, _)| other == day) else { return Ok(()) };
-        let (_, keyspace) = dedup.remove(place);
-        self.database.delete_keyspace(keyspace).map_err(ViewsError::from_fjall)
+        for (day, keyspace) in dedup.extract_if(.., |(day, _)| days.is_forgotten(*day)) {
+            match self.database.delete_keyspace(keyspace) {
+                Ok(()) => tracing::info!(day, "old dedup rows dropped"),
+                Err(error) => tracing::warn!(%error, day, "old dedup rows not dropped"),
+            }
+        }
     }
 
     fn get(&self, space: Space, key: &[u8]) -> Result<Rows, ReadError> {

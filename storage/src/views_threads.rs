@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 
@@ -28,10 +28,9 @@ pub(crate) trait ViewsWriter {
 
     /// The number of the checkpoint that `job` belongs to.
     fn checkpoint_of(job: &Self::Job) -> u64;
-    /// Makes it durable, at leisure while it is not `urgent`; on an error the same job comes again.
-    fn ingest(&mut self, job: &Self::Job, urgent: &dyn Fn() -> bool) -> Result<(), String>;
-    /// Forgets what is too old by a clock that shows `now_ms`; says how many days of it.
-    fn expire(&mut self, now_ms: u64) -> Result<usize, String>;
+    /// Makes it durable, at leisure while it is not `urgent`; on an error the same job comes again. Returns the
+    /// time up to which dedup rows may be forgotten when all shards know of it.
+    fn ingest(&mut self, job: &Self::Job, urgent: &dyn Fn() -> bool) -> Result<u64, String>;
 }
 
 /// What answers questions to views.
@@ -47,12 +46,9 @@ impl ViewsWriter for Arc<Views> {
         job.checkpoint
     }
 
-    fn ingest(&mut self, job: &Ingest, urgent: &dyn Fn() -> bool) -> Result<(), String> {
-        self.ingest_paced(job.checkpoint, job.position, &job.runs, urgent).map_err(|error| error.to_string())
-    }
-
-    fn expire(&mut self, now_ms: u64) -> Result<usize, String> {
-        Views::expire(self, now_ms).map_err(|error| error.to_string())
+    fn ingest(&mut self, job: &Ingest, urgent: &dyn Fn() -> bool) -> Result<u64, String> {
+        self.ingest_paced(job.checkpoint, job.position, &job.runs, urgent).map_err(|error| error.to_string())?;
+        Ok(self.forgotten_until_ms())
     }
 }
 
@@ -105,7 +101,11 @@ fn write<W: ViewsWriter>(shared: &Shared, mut views: W, jobs: &Receiver<W::Job>,
     'jobs: for job in jobs {
         let mut pause = RETRY_MIN;
         let checkpoint = W::checkpoint_of(&job);
-        while let Err(error) = views.ingest(&job, &urgent) {
+        let forgotten_until_ms = loop {
+            let error = match views.ingest(&job, &urgent) {
+                Ok(forgotten_until_ms) => break forgotten_until_ms,
+                Err(error) => error,
+            };
             shared.counters.ingest_failures.add(1);
             tracing::warn!(%error, checkpoint, retry_ms = pause.as_millis() as u64, "views not ingested");
             // The lane is gone when nothing can come any more; nobody waits for this checkpoint then.
@@ -113,30 +113,19 @@ fn write<W: ViewsWriter>(shared: &Shared, mut views: W, jobs: &Receiver<W::Job>,
                 break 'jobs;
             }
             pause = (pause * 2).min(RETRY_MAX);
-        }
+        };
         // The shards want their memory back when they hear of it.
         drop(job);
         drop(shared.reads.write().unwrap_or_else(PoisonError::into_inner));
-        if lane.send(LaneMessage::Ingested(checkpoint)).is_err() {
+        if lane.send(LaneMessage::Ingested { checkpoint, forgotten_until_ms }).is_err() {
             break;
         }
-        expire(&mut views);
     }
 }
 
 /// Waits; true if the lane ended meanwhile. One checkpoint is on its way, so no other job can come.
 fn stopped_during<J>(pause: Duration, jobs: &Receiver<J>) -> bool {
     matches!(jobs.recv_timeout(pause), Err(crossbeam_channel::RecvTimeoutError::Disconnected))
-}
-
-/// Drops days of dedup rows that are over. Once per checkpoint is often enough and costs nothing.
-fn expire(views: &mut impl ViewsWriter) {
-    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    match views.expire(now_ms) {
-        Ok(0) => {}
-        Ok(days) => tracing::info!(days, "old dedup rows dropped"),
-        Err(error) => tracing::warn!(%error, "old dedup rows not dropped"),
-    }
 }
 
 fn read(shared: &Shared, mut views: impl ViewsReader, jobs: &Receiver<ReadJob>) {

@@ -75,7 +75,7 @@ impl Shard {
                 self.first_recovered.get_or_insert(first);
                 self.apply(first, &group.bytes);
             }
-            StorageEvent::RecoveredAll { tails } => {
+            StorageEvent::RecoveredAll { tails, .. } => {
                 self.next_lsn = tails[SLOT as usize].1;
                 self.told = true;
                 self.submit(StorageRequest::Serving);

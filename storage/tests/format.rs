@@ -44,7 +44,7 @@ fn check(directory: &Path, recovered: u32) {
                 found += group.parts[0].records;
             }
             StorageEvent::Recovered(_) => {}
-            StorageEvent::RecoveredAll { tails } => break tails,
+            StorageEvent::RecoveredAll { tails, .. } => break tails,
             other => panic!("{other:?}"),
         }
     };

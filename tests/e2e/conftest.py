@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,8 @@ from harness.client import Client
 from harness.disk import Disk
 from harness.load import Run
 from harness.places import wait_until
+from harness.postgres import Postgres
+from harness.server import temporary_directory
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +82,29 @@ def loadgen(directory):
         if run.process.poll() is None:
             run.process.kill()
             run.process.wait()
+
+
+@pytest.fixture
+def postgres():
+    with temporary_directory("postgres") as path:
+        store = Postgres(path)
+        try:
+            yield store.start()
+        finally:
+            store.stop()
+
+
+@pytest.fixture
+def on_postgres(postgres, make_server, directory):
+    """Makes servers on that database, with a key for tokens of their own."""
+    (Path(directory) / "key").write_text("A" * 43)
+
+    def make(name="one", more=""):
+        config = Path(directory) / f"{name}.toml"
+        config.write_text(
+            f'[storage]\nbackend = "postgres"\npostgres = "{postgres.url}"\ndata = "{directory}/data-{name}"\n{more}\n'
+            '[[auth.keys]]\nkid = "k"\nalgorithm = "HS256"\nfile = "key"\n'
+        )
+        return make_server(config=config)
+
+    return make

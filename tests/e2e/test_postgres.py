@@ -5,7 +5,6 @@
 
 import os
 import time
-from pathlib import Path
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -13,36 +12,8 @@ from websockets.exceptions import ConnectionClosed
 from harness.client import Client, Refused, conversation, message_id
 from harness.load import Chatter, check, whole_history
 from harness.places import wait_until
-from harness.postgres import Postgres
-from harness.server import temporary_directory
 
 CRASHES = int(os.environ.get("CRASHES", "3"))
-
-
-@pytest.fixture
-def postgres():
-    with temporary_directory("postgres") as path:
-        store = Postgres(path)
-        try:
-            yield store.start()
-        finally:
-            store.stop()
-
-
-@pytest.fixture
-def on_postgres(postgres, make_server, directory):
-    """Makes servers on that database, with a key for tokens of their own."""
-    (Path(directory) / "key").write_text("A" * 43)
-
-    def make(name="one", more=""):
-        config = Path(directory) / f"{name}.toml"
-        config.write_text(
-            f'[storage]\nbackend = "postgres"\npostgres = "{postgres.url}"\ndata = "{directory}/data-{name}"\n{more}\n'
-            '[[auth.keys]]\nkid = "k"\nalgorithm = "HS256"\nfile = "key"\n'
-        )
-        return make_server(config=config)
-
-    return make
 
 
 def test_what_was_acknowledged_is_in_the_database(on_postgres, users):

@@ -73,17 +73,29 @@ class Postgres:
         Of the one that leads alone would not do: the others notice when they next wait for their client, and one
         that is kept busy goes on to commit, and rightly says so.
         """
+        self._signal_all(signal.SIGKILL)
+        self.process.wait()
+
+    def pause(self):
+        """All its processes stand still: it takes what is sent, and answers nothing."""
+        self._signal_all(signal.SIGSTOP)
+
+    def resume(self):
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number):
         leader = self.process.pid
         # Stopped first, so that it starts no further ones.
         os.kill(leader, signal.SIGSTOP)
         with open(f"/proc/{leader}/task/{leader}/children") as children:
             for child in children.read().split():
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(child), signal.SIGKILL)
-        self.process.kill()
-        self.process.wait()
+                    os.kill(int(child), number)
+        os.kill(leader, number)
 
     def stop(self):
+        if self.process and self.process.poll() is None:
+            self.resume()
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGQUIT)
             self.process.wait(60)

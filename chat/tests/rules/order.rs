@@ -156,7 +156,7 @@ fn the_order_of_each_sender_survives_when_everybody_fails_at_once() {
     let peers: Vec<_> = (10..).filter(is_here).take(SESSIONS.div_ceil(4_096) as usize).collect();
     let config = ChatConfig { shard: 0, slots: slots.clone(), facts, limits: Limits::default(), seed: 7 };
     let mut world = World { chat: Chat::new(&config), ..World::new(Limits::default()) };
-    world.event(StorageEvent::RecoveredAll { tails });
+    world.event(StorageEvent::RecoveredAll { tails, forgotten_until_ms: 0 });
     world.settle();
     world.appends_wait = true;
     let send = |world: &mut World, session: u32, id: u8| {

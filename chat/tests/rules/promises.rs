@@ -1,12 +1,12 @@
 //! Promises to clients that do nothing wrong, in bad times.
 
 use chat::{Limits, SessionKey};
-use storage_seam::Outcome;
-use wire::ids::{ChangeNumber, ConversationId};
+use storage_seam::{Outcome, Space, StorageEvent};
+use wire::ids::{ChangeNumber, ClientMessageId, ConversationId, UserId};
 use wire::mail::{self, Address, Letter, Mail};
 use wire::protocol::{ClientFrame, Pull, PullRange};
 
-use crate::world::{A, B, World, count};
+use crate::world::{A, B, WALL_MS, World, count};
 
 fn beat(world: &mut World, session: SessionKey, received: u64) {
     world.frame(session, &ClientFrame::Beat { received });
@@ -142,4 +142,46 @@ fn a_new_conversation_whose_news_was_lost_is_listed() {
     world.open(2, B, 1, None);
     let told = world.take(2);
     assert_eq!(count(&told, r#""conv":"dm.1.2""#), 1, "{told:?}");
+}
+
+/// A send under an id of that time; what it is answered with.
+fn send_at(world: &mut World, (session, client): (SessionKey, u64), to: UserId, time_ms: u64, body: &str) -> String {
+    let mut id = [1; 16];
+    id[..6].copy_from_slice(&time_ms.to_be_bytes()[2..]);
+    (id[6], id[8]) = (0x70, 0x80);
+    world.take(client);
+    world.send_as(session, ClientMessageId(id), to, body);
+    world.settle();
+    let frames = world.take(client);
+    frames.into_iter().find(|frame| frame.contains("stored") || frame.contains("error")).expect("an answer")
+}
+
+#[test]
+fn an_id_is_expired_when_it_may_be_forgotten_and_not_because_a_clock_says_so() {
+    const DAY_MS: u64 = 24 * 3_600_000;
+    let mut world = World::new(Limits { dedup_entries_max: 1, ..Limits::default() });
+    let mine = (world.open(1, A, 1, None), 1);
+    let theirs = (world.open(2, B, 1, None), 2);
+    for (nth, body) in ["one", "two", "three"].into_iter().enumerate() {
+        assert!(send_at(&mut world, mine, B, WALL_MS + nth as u64, body).contains("stored"));
+        world.checkpoint();
+    }
+    // No memory of them, in conversations that are read again.
+    world.checkpoint();
+    // The server's clock jumps by a month: nothing is forgotten for that, and nothing too old.
+    world.now.wall_ms += 30 * DAY_MS;
+    assert!(send_at(&mut world, mine, B, WALL_MS, "one").contains("\"dup\":true"));
+    assert!(send_at(&mut world, mine, B, WALL_MS + DAY_MS, "new").contains("\"seq\":4"));
+    world.checkpoint();
+    // The views forget, and say so.
+    world.views.retain(|(space, _), _| *space != Space::Dedup);
+    world.forgotten_until_ms = WALL_MS + 60 * DAY_MS;
+    world.checkpoint();
+    world.event(StorageEvent::CheckpointDone { checkpoint: 99, forgotten_until_ms: world.forgotten_until_ms });
+    let refused = send_at(&mut world, mine, B, WALL_MS + 1, "two");
+    assert!(refused.contains("id_expired"), "{refused}");
+    // Though the server thinks that all this is long ago: no id as high was ever used by them.
+    assert!(send_at(&mut world, mine, B, WALL_MS + DAY_MS + 1, "newer").contains("\"seq\":5"));
+    assert!(send_at(&mut world, theirs, A, WALL_MS + 1, "my first").contains("\"seq\":6"));
+    assert_eq!(world.chat.counters().ids_expired, 1);
 }

@@ -91,6 +91,8 @@ pub struct World {
     pub reads: Vec<(Ticket, ViewRead)>,
     pub runs: Vec<(u64, Run)>,
     pub checkpoints: u64,
+    /// What the views have forgotten, as they tell with the next checkpoint.
+    pub forgotten_until_ms: u64,
     pub ids: u64,
 }
 
@@ -110,9 +112,10 @@ impl World {
             reads: Vec::new(),
             runs: Vec::new(),
             checkpoints: 0,
+            forgotten_until_ms: 0,
             ids: 0,
         };
-        world.chat.storage(world.now, StorageEvent::RecoveredAll { tails }, &mut world.out);
+        world.chat.storage(world.now, StorageEvent::RecoveredAll { tails, forgotten_until_ms: 0 }, &mut world.out);
         world.settle();
         world
     }
@@ -214,7 +217,7 @@ impl World {
                 self.views.insert((space, key.to_vec()), value.to_vec());
             }
             drop(run);
-            self.event(StorageEvent::CheckpointDone { checkpoint });
+            self.event(StorageEvent::CheckpointDone { checkpoint, forgotten_until_ms: self.forgotten_until_ms });
         }
         self.settle();
     }

@@ -74,7 +74,7 @@ fn world() -> World {
         peers_read: true,
     };
     let tails = map.slots_of_shard(0).map(|slot| (slot.number(), 0)).collect();
-    world.input.storage.push(StorageEvent::RecoveredAll { tails });
+    world.input.storage.push(StorageEvent::RecoveredAll { tails, forgotten_until_ms: 0 });
     world.turn();
     assert!(world.shard.is_serving());
     world

@@ -43,6 +43,7 @@ impl Phone {
         let pipeline = self.habits.pipeline;
         let (skips, hasty) = (self.habits.skips, self.habits.hasty);
         loop {
+            self.give_up_old(clocks, id, checker);
             let roll = self.rng.per_mille(skips);
             // Not always: where there is room for one only, two at once never find any.
             let hasty = hasty && self.rng.one_in(2);
@@ -78,6 +79,7 @@ impl Phone {
             }
             let outgoing = &mut chat.outgoing[at];
             outgoing.way = Way::InFlight { since_ms: clocks.now_ms };
+            outgoing.sent_ms.get_or_insert(clocks.now_ms);
             let outgoing = outgoing.clone();
             if outgoing.expect == Expect::Stored {
                 self.orders += 1;
@@ -97,6 +99,25 @@ impl Phone {
                 target_seq: outgoing.target_seq,
             };
             self.write(&ClientFrame::Send(send));
+        }
+    }
+
+    /// Nobody repeats an id for as long as the server is sure to know it: half of that is enough, as the last of
+    /// them may be on its way for a while.
+    fn give_up_old(&mut self, clocks: Clocks, id: ConversationId, checker: &mut Checker) {
+        let window_ms = self.habits.window_ms;
+        let is_old = |out: &Outgoing| {
+            let waits = !matches!(out.way, Way::InFlight { .. });
+            waits && out.sent_ms.is_some_and(|sent_ms| clocks.now_ms > sent_ms + window_ms / 2)
+        };
+        while let Some(at) = self.chat(id).outgoing.iter().position(is_old) {
+            let old = self.chat(id).outgoing.remove(at).expect("just found");
+            if old.expect == Expect::Stored {
+                checker.gives_up(&(id, self.user, self.device, old.id));
+            }
+            if matches!(old.way, Way::Failed { .. }) {
+                self.write(&ClientFrame::Skip { conversation: id, id: old.id });
+            }
         }
     }
 
@@ -174,7 +195,7 @@ impl Phone {
                     self.pull(clocks, id, PullRange::Before(before), checker);
                 }
             }
-            12 => self.repeat(id),
+            12 => self.repeat(clocks, id),
             13 => self.write(&ClientFrame::Signal { conversation: id, name: "typing".into(), body: "".into() }),
             14 => {
                 if let (Some(after), None) = (self.change, &self.asked_changes) {
@@ -201,15 +222,27 @@ impl Phone {
         let reply_to = (head > 0 && self.rng.one_in(6)).then(|| self.rng.between(1, head));
         let kind = if reaction { Kind::Reaction } else { Kind::Text };
         let way = Way::Fresh;
-        let outgoing = Outgoing { id: message_id, kind, body, reply_to, target_seq, expect: Expect::Stored, way };
+        let outgoing = Outgoing {
+            id: message_id,
+            kind,
+            body,
+            reply_to,
+            target_seq,
+            expect: Expect::Stored,
+            way,
+            written_ms: clocks.now_ms,
+            sent_ms: None,
+        };
         self.chat(id).outgoing.push_back(outgoing);
     }
 
     /// Sends something again that was acknowledged long ago, with the same body or with another.
-    fn repeat(&mut self, id: ConversationId) {
+    fn repeat(&mut self, clocks: Clocks, id: ConversationId) {
         let same = self.rng.one_in(2);
         let random = self.rng.number() as usize;
+        let window_ms = self.habits.window_ms;
         let chat = self.chat(id);
+        chat.acknowledged.retain(|(out, _)| out.sent_ms.is_some_and(|ms| clocks.now_ms <= ms + window_ms / 2));
         if chat.acknowledged.is_empty() || chat.outgoing.len() > 2 {
             return;
         }

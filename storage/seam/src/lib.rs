@@ -265,6 +265,8 @@ pub enum StorageEvent {
     RecoveredAll {
         /// Slot and the LSN of its next record.
         tails: Vec<(Slot, Lsn)>,
+        /// As in [`StorageEvent::CheckpointDone`].
+        forgotten_until_ms: u64,
     },
     /// A group's outcomes, in the order of its parts; the group is returned for reuse.
     Appended {
@@ -286,5 +288,9 @@ pub enum StorageEvent {
     CheckpointDone {
         /// Its number.
         checkpoint: u64,
+        /// From now on, [`Space::Dedup`] rows whose value begins with a time up to this one may be absent though
+        /// they were written. Never rows of the last seven days, whatever the clocks do; and nobody is told of
+        /// an absence before this.
+        forgotten_until_ms: u64,
     },
 }

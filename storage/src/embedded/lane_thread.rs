@@ -99,7 +99,7 @@ impl LaneThread {
         let facts = StoreFacts { generation: journal.identity().generation, epoch: journal.epoch(), class: Class::D1 };
         let shards = shared.shards();
         let mut out = Outbox::new();
-        recovered_events(recovered, &journal, &shard_of_slot, shards, &mut out);
+        recovered_events(recovered, &journal, views.forgotten_until_ms(), &shard_of_slot, shards, &mut out);
         for (_, event) in &out {
             if let StorageEvent::Recovered(group) = event {
                 shared.counters.recovered(group);
@@ -171,7 +171,9 @@ impl LaneThread {
                     let _ = self.ingests.send(ingest);
                 }
             }
-            LaneMessage::Ingested(checkpoint) => self.lane.ingested(checkpoint, self.shared.now_ms()),
+            LaneMessage::Ingested { checkpoint, forgotten_until_ms } => {
+                self.lane.ingested(checkpoint, forgotten_until_ms, self.shared.now_ms());
+            }
             LaneMessage::Close => self.lane.close(),
             LaneMessage::Stop => return After::End,
         }

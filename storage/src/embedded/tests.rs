@@ -105,6 +105,15 @@ fn the_embedded_store_conforms() {
 }
 
 #[test]
+fn the_embedded_store_forgets_only_what_it_says() {
+    conformance::run_forgetting(1, || {
+        let mut embedded = Embedded::new();
+        embedded.config.views.dedup_day_ms = 20;
+        embedded
+    });
+}
+
+#[test]
 fn a_second_process_is_told_who_has_the_directory() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let config = small(directory.path());

@@ -64,7 +64,7 @@ impl Node {
                     StorageEvent::Appended { group, .. } => {
                         self.fresh.push(group.bytes[4..].try_into().expect("a row"));
                     }
-                    StorageEvent::RecoveredAll { tails } => {
+                    StorageEvent::RecoveredAll { tails, .. } => {
                         self.lsn = tails.iter().find(|(slot, _)| *slot == 7).map_or(0, |&(_, lsn)| lsn);
                         self.started.ports[0].submit(StorageRequest::Serving).expect("room");
                     }

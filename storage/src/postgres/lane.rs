@@ -113,12 +113,13 @@ impl Lane {
             lane.shared.counters.recovered(&group);
             lane.send(shard_of_slot[group.parts[0].slot as usize], StorageEvent::Recovered(group));
         }
+        let forgotten_until_ms = opened.days.forgotten_until_ms();
         let mut tails = vec![Vec::new(); shards];
         for (slot, &lsn) in lane.next_lsn.iter().enumerate() {
             tails[shard_of_slot[slot] as usize].push((slot as Slot, lsn));
         }
         for (shard, tails) in tails.into_iter().enumerate() {
-            lane.send(shard as u16, StorageEvent::RecoveredAll { tails });
+            lane.send(shard as u16, StorageEvent::RecoveredAll { tails, forgotten_until_ms });
         }
         lane.wake();
         lane
@@ -178,7 +179,7 @@ impl Lane {
             LaneMessage::Append(shard, group) => self.queued.push_back((shard, group)),
             LaneMessage::Serving(shard) => self.serving[shard as usize] = true,
             LaneMessage::Run(shard, checkpoint, run) => self.collect(shard, checkpoint, run),
-            LaneMessage::Ingested(checkpoint) => self.ingested(checkpoint),
+            LaneMessage::Ingested { checkpoint, forgotten_until_ms } => self.ingested(checkpoint, forgotten_until_ms),
             LaneMessage::Close => self.closing = true,
             LaneMessage::Stop => return false,
         }
@@ -372,7 +373,7 @@ impl Lane {
         let _ = self.jobs.send(job);
     }
 
-    fn ingested(&mut self, checkpoint: u64) {
+    fn ingested(&mut self, checkpoint: u64, forgotten_until_ms: u64) {
         let Phase::Ingesting { covered, bytes } = std::mem::replace(&mut self.phase, Phase::Idle) else { return };
         for (slot, lsn) in covered {
             self.checkpoint_lsn[slot as usize] = lsn;
@@ -382,7 +383,9 @@ impl Lane {
         counters.checkpoints.add(1);
         counters.checkpoint_ms.set(self.phase_since.elapsed().as_millis() as u64);
         self.phase_since = Instant::now();
-        (0..self.serving.len() as u16).for_each(|shard| self.send(shard, StorageEvent::CheckpointDone { checkpoint }));
+        for shard in 0..self.serving.len() as u16 {
+            self.send(shard, StorageEvent::CheckpointDone { checkpoint, forgotten_until_ms });
+        }
     }
 
     fn send(&mut self, shard: u16, event: StorageEvent) {

@@ -1,7 +1,7 @@
 //! The tables, and how a server makes them its own.
 //!
 //! ```text
-//! ringway_meta      one row: format, generation, timeline, epoch (starts of servers so far)
+//! ringway_meta      one row: format, generation, timeline, epoch (starts of servers so far), days (see `days.rs`)
 //! ringway_slots     4,096 rows: id, epoch, lsn (of the next record), checkpoint_lsn
 //! ringway_journal   a row per committed part: slot, lsn (of its first record), epoch, records, bytes, checksum
 //! ringway_history, ringway_heads, ringway_members, ringway_dedup    the views: key, value with checksum
@@ -13,18 +13,19 @@ use tokio_postgres::{Client, Row};
 use super::PostgresError;
 use super::session::Fault;
 use crate::checked::name_of;
+use crate::days::Days;
 use crate::seam::{AppendGroup, Class, Epoch, Lsn, Part, Slot, Space};
 use crate::segment::SLOTS;
 
 /// Version of the tables. Newer ones are refused.
-pub(super) const FORMAT: i32 = 1;
+pub(super) const FORMAT: i32 = 2;
 /// Of the advisory lock that decides who tries; any number that nobody else uses.
 const LOCK: i64 = 0x5249_4e47_5741_5901;
 
 const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS ringway_meta (
         one boolean PRIMARY KEY DEFAULT true CHECK (one),
-        format integer NOT NULL, generation bigint NOT NULL, timeline text NOT NULL, epoch bigint NOT NULL);
+        format integer NOT NULL, generation bigint NOT NULL, timeline text NOT NULL, epoch bigint NOT NULL, days bytea);
     CREATE TABLE IF NOT EXISTS ringway_slots (
         id integer PRIMARY KEY, epoch bigint NOT NULL DEFAULT 0, lsn bigint NOT NULL DEFAULT 0,
         checkpoint_lsn bigint NOT NULL DEFAULT 0) WITH (fillfactor = 25);
@@ -36,6 +37,9 @@ const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS ringway_members (key bytea PRIMARY KEY, value bytea NOT NULL);
     CREATE TABLE IF NOT EXISTS ringway_dedup (key bytea PRIMARY KEY, value bytea NOT NULL, day integer NOT NULL);
     CREATE INDEX IF NOT EXISTS ringway_dedup_day ON ringway_dedup (day);";
+
+/// Days were named after the times of their rows, and nothing else was known of them.
+const FROM_1_TO_2: &str = "ALTER TABLE ringway_meta ADD COLUMN days bytea; UPDATE ringway_meta SET format = 2;";
 
 /// The table of a map.
 pub(super) fn table_of(space: Space) -> String {
@@ -61,6 +65,8 @@ pub(super) struct Opened {
     pub(super) next_lsn: Vec<Lsn>,
     /// Up to where the views cover each slot.
     pub(super) checkpoint_lsn: Vec<Lsn>,
+    /// Days of dedup rows.
+    pub(super) days: Days,
     /// Parts behind the checkpoint, in the order of their commits.
     pub(super) recovered: Vec<AppendGroup>,
     pub(super) class: Class,
@@ -95,9 +101,10 @@ pub(super) async fn take_over(client: &Client, fresh_generation: u64) -> Result<
         .query_typed("SELECT slot, lsn, epoch, records, bytes, checksum FROM ringway_journal ORDER BY place", &[])
         .await?;
     let recovered = replay(&journal, &checkpoint_lsn, &next_lsn)?;
+    let days = days(client).await?;
     let (class, class_reason) = class_of(client).await?;
     client.batch_execute("COMMIT").await?;
-    Ok(Opened { generation, epoch, next_lsn, checkpoint_lsn, recovered, class, class_reason })
+    Ok(Opened { generation, epoch, next_lsn, checkpoint_lsn, days, recovered, class, class_reason })
 }
 
 async fn make_tables(client: &Client, fresh_generation: u64) -> Result<(), PostgresError> {
@@ -107,6 +114,9 @@ async fn make_tables(client: &Client, fresh_generation: u64) -> Result<(), Postg
         let found: i32 = row.get(0);
         if found > FORMAT {
             return Err(PostgresError::Newer { found, known: FORMAT });
+        }
+        if found < 2 {
+            client.batch_execute(FROM_1_TO_2).await?;
         }
         return Ok(());
     }
@@ -119,6 +129,17 @@ async fn make_tables(client: &Client, fresh_generation: u64) -> Result<(), Postg
         .await?;
     let fill = format!("INSERT INTO ringway_slots (id) SELECT generate_series(0, {})", SLOTS - 1);
     Ok(client.batch_execute(&fill).await?)
+}
+
+/// The days of dedup rows.
+async fn days(client: &Client) -> Result<Days, PostgresError> {
+    let row = client.query_typed_one("SELECT days FROM ringway_meta", &[]).await?;
+    if let Some(bytes) = row.get::<_, Option<&[u8]>>(0) {
+        let what = || PostgresError::Damaged("the days of ringway_meta can not be read".to_owned());
+        return Days::decode(bytes).ok_or_else(what);
+    }
+    let rows = client.query_typed("SELECT DISTINCT day FROM ringway_dedup ORDER BY day", &[]).await?;
+    Ok(Days::of_records(rows.iter().map(|row| row.get::<_, i32>(0).cast_unsigned())))
 }
 
 /// The generation and this server's epoch.

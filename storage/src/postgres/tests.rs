@@ -102,6 +102,33 @@ fn postgres_conforms() {
 }
 
 #[test]
+fn postgres_forgets_only_what_it_says() {
+    let Some(server) = server() else { return };
+    conformance::run_forgetting(1, || {
+        let mut postgres = Postgres::new(&server);
+        postgres.config.dedup_day_ms = 50;
+        postgres
+    });
+}
+
+#[test]
+fn tables_of_the_first_format_are_taken_over_with_their_days() {
+    let Some(server) = server() else { return };
+    let mut postgres = Postgres::new(&server);
+    postgres.start(1);
+    postgres.started.take().expect("started").store.abandon();
+    postgres.query("WITH a AS (UPDATE ringway_meta SET format = 1 RETURNING 1) SELECT count(*) FROM a");
+    postgres.server.execute(&postgres.config.url, "ALTER TABLE ringway_meta DROP COLUMN days");
+    postgres.server.execute(
+        &postgres.config.url,
+        "INSERT INTO ringway_dedup SELECT sha256(d::text::bytea), '', d FROM generate_series(19000, 19003) d",
+    );
+    postgres.start(1);
+    assert_eq!(postgres.query("SELECT format::bigint FROM ringway_meta"), 2);
+    assert_eq!(postgres.query("SELECT count(*) FROM ringway_dedup"), 4, "they stay for a week");
+}
+
+#[test]
 fn the_class_follows_the_servers_settings() {
     let Some(server) = server() else { return };
     let mut postgres = Postgres::new(&server);

@@ -12,25 +12,28 @@ use super::schema::table_of;
 use super::session::{Fault, STALE_WITHIN, Session};
 use super::{CheckpointJob, Fence};
 use crate::checked::{seal, value_of};
+use crate::days::Days;
 use crate::seam::{Epoch, ReadError, Rows, Space, ViewRead};
 use crate::taken::Taken;
-use crate::views::runs::{Sorted, day_at, hex};
+use crate::views::runs::{Sorted, hex};
 use crate::views_threads::{ViewsReader, ViewsWriter};
 
 /// Rows of one statement.
 const ROWS_PER_STATEMENT: usize = 5_000;
 /// And about so many bytes.
 const BYTES_PER_STATEMENT: usize = 8 << 20;
-/// As for the embedded views: seven promised days, the day on which they began, and today.
-const DEDUP_DAYS: u32 = 8;
-/// Days that stay whatever the clock says.
-const DEDUP_DAYS_KEPT: i64 = 9;
 
 /// Brings the views forward.
 pub(super) struct Writer {
     pub(super) session: Session,
     pub(super) epoch: Epoch,
     pub(super) fence: Arc<Fence>,
+    pub(super) days: Days,
+    pub(super) day_ms: u64,
+    /// Since when this process has the database, and its uptime then.
+    pub(super) opened: (Instant, u64),
+    /// There may be rows of days that are forgotten.
+    pub(super) drops: bool,
 }
 
 impl ViewsWriter for Writer {
@@ -40,12 +43,23 @@ impl ViewsWriter for Writer {
         job.checkpoint
     }
 
-    fn ingest(&mut self, job: &CheckpointJob, _urgent: &dyn Fn() -> bool) -> Result<(), String> {
+    fn ingest(&mut self, job: &CheckpointJob, _urgent: &dyn Fn() -> bool) -> Result<u64, String> {
         let sorted = Sorted::new(&job.runs).map_err(|error| error.to_string())?;
+        self.drop_forgotten();
+        let mut days = self.days.clone();
+        let (opened, uptime_ms) = self.opened;
+        let uptime_ms = uptime_ms + opened.elapsed().as_millis() as u64;
+        // Days that go lose their rows only with the next checkpoint: until then every shard has been told.
+        let day = days.checkpoint(uptime_ms, self.day_ms, sorted.times());
+        let next = Next { sorted: &sorted, covered: &job.covered, days: &days, day };
         let epoch = self.epoch;
-        let ingested = self.session.simply(async |client: &Client| ingest(client, epoch, &sorted, &job.covered).await);
+        let ingested = self.session.simply(async |client: &Client| ingest(client, epoch, &next).await);
         match ingested {
-            Ok(true) => Ok(()),
+            Ok(true) => {
+                self.drops |= !days.numbers().eq(self.days.numbers());
+                self.days = days;
+                Ok(self.days.forgotten_until_ms())
+            }
             Ok(false) => {
                 self.fence.raise("another server has taken over the database");
                 Err("another server has taken over the database".to_owned())
@@ -53,25 +67,45 @@ impl ViewsWriter for Writer {
             Err(fault) => Err(fault.to_string()),
         }
     }
+}
 
-    fn expire(&mut self, now_ms: u64) -> Result<usize, String> {
-        let before = day_at(now_ms).saturating_sub(DEDUP_DAYS) as i32;
-        self.session.simply(async |client: &Client| expire(client, before).await).map_err(|fault| fault.to_string())
+impl Writer {
+    /// Drops rows of days that are forgotten. What cannot be dropped now is with a later checkpoint.
+    fn drop_forgotten(&mut self) {
+        let kept: Vec<i32> = self.days.numbers().map(u32::cast_signed).collect();
+        let Some(&newest) = kept.last().filter(|_| self.drops) else { return };
+        let drop = "DELETE FROM ringway_dedup WHERE day < $1 AND day <> ALL($2)";
+        let types: [(&(dyn ToSql + Sync), Type); 2] = [(&newest, Type::INT4), (&kept, Type::INT4_ARRAY)];
+        let dropped = self.session.simply(async |client: &Client| Ok(client.query_typed(drop, &types).await?));
+        match dropped {
+            Ok(_) => self.drops = false,
+            Err(error) => tracing::warn!(%error, "old dedup rows not dropped"),
+        }
     }
+}
+
+/// What a checkpoint changes.
+struct Next<'a> {
+    sorted: &'a Sorted<'a>,
+    covered: &'a [(u16, u64)],
+    days: &'a Days,
+    /// The day that takes its dedup rows.
+    day: Option<u32>,
 }
 
 /// Rows, checkpoints and the removal of what they cover, all or nothing. False: a higher epoch owns a slot.
 ///
 /// The slots' rows come last, since appends wait for them. Repeating it after a lost answer changes nothing.
-async fn ingest(client: &Client, mine: Epoch, sorted: &Sorted<'_>, covered: &[(u16, u64)]) -> Result<bool, Fault> {
+async fn ingest(client: &Client, mine: Epoch, next: &Next<'_>) -> Result<bool, Fault> {
+    let Next { sorted, covered, days, day } = next;
     client.batch_execute("BEGIN").await?;
     for space in [Space::History, Space::Heads, Space::Members] {
-        let rows: Vec<(&[u8], &[u8])> = sorted.plain(space).collect();
+        let rows: Vec<(&[u8], &[u8])> = sorted.rows(space).collect();
         upsert(client, space, &rows, None).await?;
     }
-    for day in sorted.days() {
-        let rows: Vec<(&[u8], &[u8])> = sorted.dedup(day).collect();
-        upsert(client, Space::Dedup, &rows, Some(day)).await?;
+    if day.is_some() {
+        let rows: Vec<(&[u8], &[u8])> = sorted.rows(Space::Dedup).collect();
+        upsert(client, Space::Dedup, &rows, *day).await?;
     }
     let slots: Vec<i32> = covered.iter().map(|&(slot, _)| i32::from(slot)).collect();
     let lsns: Vec<i64> = covered.iter().map(|&(_, lsn)| lsn as i64).collect();
@@ -103,6 +137,9 @@ async fn ingest(client: &Client, mine: Epoch, sorted: &Sorted<'_>, covered: &[(u
             &both,
         )
         .await?;
+    let mut bytes = Vec::new();
+    days.encode(&mut bytes);
+    client.query_typed("UPDATE ringway_meta SET days = $1", &[(&bytes, Type::BYTEA)]).await?;
     client.batch_execute("COMMIT").await?;
     Ok(true)
 }
@@ -141,29 +178,6 @@ fn sealed(key: &[u8], value: &[u8]) -> Vec<u8> {
     let mut stored = Vec::with_capacity(value.len() + 4);
     seal(key, value, &mut stored);
     stored
-}
-
-/// Drops dedup rows of days before `before`, but never of the newest days that there are.
-async fn expire(client: &Client, before: i32) -> Result<usize, Fault> {
-    let oldest = client.query_typed_one("SELECT min(day) FROM ringway_dedup", &[]).await?;
-    if oldest.get::<_, Option<i32>>(0).is_none_or(|oldest| oldest >= before) {
-        return Ok(0);
-    }
-    let kept = client
-        .query_typed(
-            "SELECT DISTINCT day FROM ringway_dedup ORDER BY day DESC LIMIT $1",
-            &[(&DEDUP_DAYS_KEPT, Type::INT8)],
-        )
-        .await?;
-    let Some(oldest_kept) = kept.last().map(|row| row.get::<_, i32>(0)) else { return Ok(0) };
-    let gone = client
-        .query_typed(
-            "WITH gone AS (DELETE FROM ringway_dedup WHERE day < $1 RETURNING day) \
-             SELECT count(DISTINCT day) FROM gone",
-            &[(&before.min(oldest_kept), Type::INT4)],
-        )
-        .await?;
-    Ok(gone[0].get::<_, i64>(0) as usize)
 }
 
 /// Answers questions.

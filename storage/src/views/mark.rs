@@ -2,7 +2,8 @@
 //! days of dedup rows must be there.
 //!
 //! ```text
-//! magic "RWVIEWS\0" | version u32 | days u32 | checkpoint u64 | position u64 | day u32 * days | crc32
+//! magic "RWVIEWS\0" | version u32 | 0 u32 | checkpoint u64 | position u64 | days (see `days.rs`) | crc32
+//! version 1: magic | version u32 | days u32 | checkpoint u64 | position u64 | day u32 * days | crc32
 //! ```
 //!
 //! All numbers are little-endian; the checksum covers everything before it. The file is replaced by
@@ -14,6 +15,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use super::ViewsError;
+use crate::days::Days;
 
 const MAGIC: &[u8; 8] = b"RWVIEWS\0";
 const FILE: &str = "MARK";
@@ -21,15 +23,15 @@ const FILE_NEXT: &str = "MARK.next";
 const HEAD_BYTES: usize = 32;
 
 /// The newest layout of the views' directory that this program knows.
-pub const VIEWS_FORMAT: u32 = 1;
+pub const VIEWS_FORMAT: u32 = 2;
 
 /// How far the views have come.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Mark {
     pub(super) checkpoint: u64,
     pub(super) position: u64,
-    /// Days of dedup rows that must be present, ascending.
-    pub(super) days: Vec<u32>,
+    /// Days of dedup rows that must be present.
+    pub(super) days: Days,
 }
 
 impl Mark {
@@ -62,15 +64,13 @@ impl Mark {
     }
 
     fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEAD_BYTES + 4 * self.days.len() + 4);
+        let mut bytes = Vec::with_capacity(HEAD_BYTES + 512);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VIEWS_FORMAT.to_le_bytes());
-        bytes.extend_from_slice(&(self.days.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&0_u32.to_le_bytes());
         bytes.extend_from_slice(&self.checkpoint.to_le_bytes());
         bytes.extend_from_slice(&self.position.to_le_bytes());
-        for day in &self.days {
-            bytes.extend_from_slice(&day.to_le_bytes());
-        }
+        self.days.encode(&mut bytes);
         bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
         bytes
     }
@@ -89,14 +89,15 @@ impl Mark {
         if crc32fast::hash(&bytes[..body]) != u32_at(bytes, body) {
             return Err(damaged("checksum does not match"));
         }
-        if found == 0 || body != HEAD_BYTES + 4 * u32_at(bytes, 12) as usize {
-            return Err(damaged("impossible version or length"));
-        }
-        Ok(Mark {
-            checkpoint: u64_at(bytes, 16),
-            position: u64_at(bytes, 24),
-            days: (HEAD_BYTES..body).step_by(4).map(|at| u32_at(bytes, at)).collect(),
-        })
+        let days = match found {
+            1 if body == HEAD_BYTES + 4 * u32_at(bytes, 12) as usize => {
+                Some(Days::of_records((HEAD_BYTES..body).step_by(4).map(|at| u32_at(bytes, at))))
+            }
+            2 => Days::decode(&bytes[HEAD_BYTES..body]),
+            _ => None,
+        };
+        let days = days.ok_or_else(|| damaged("impossible version or length"))?;
+        Ok(Mark { checkpoint: u64_at(bytes, 16), position: u64_at(bytes, 24), days })
     }
 }
 
@@ -118,7 +119,22 @@ mod tests {
     use super::*;
 
     fn mark() -> Mark {
-        Mark { checkpoint: 7, position: 1 << 40, days: vec![20_000, 20_001] }
+        let mut days = Days::default();
+        days.checkpoint(5, 10, Some((1_000, 2_000)));
+        days.checkpoint(20, 10, Some((3_000, 4_000)));
+        Mark { checkpoint: 7, position: 1 << 40, days }
+    }
+
+    #[test]
+    fn a_mark_of_the_first_version_is_read() {
+        let mut bytes = MAGIC.to_vec();
+        for number in [1_u32, 2, 7, 0, 9, 0, 20_000, 20_001] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
+        let mark = Mark::decode(&bytes).unwrap();
+        assert_eq!((mark.checkpoint, mark.position), (7, 9));
+        assert_eq!(mark.days, Days::of_records([20_000, 20_001].into_iter()));
     }
 
     #[test]

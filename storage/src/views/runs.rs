@@ -1,26 +1,17 @@
 //! From unsorted runs to sorted rows: one list per map, each key once, the last value of it.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
 
 use super::ViewsError;
 use crate::seam::{Chunk, Run, Space};
 
-const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
+/// No clock shows this.
+const TIME_MAX: u64 = 1 << 60;
 
-/// The day, counted from 1970, on which a dedup row was written. Its value begins with the server's
-/// time in milliseconds, little-endian.
-pub(crate) fn day_of(key: &[u8], value: &[u8]) -> Result<u32, ViewsError> {
-    let time = value
-        .first_chunk::<8>()
-        .ok_or_else(|| ViewsError::BadRow(format!("dedup row {} does not begin with its time", hex(key))))?;
-    u32::try_from(u64::from_le_bytes(*time) / DAY_MS)
-        .map_err(|_| ViewsError::BadRow(format!("dedup row {} is of no possible day", hex(key))))
-}
-
-/// The day of a clock that shows `now_ms`.
-pub(crate) fn day_at(now_ms: u64) -> u32 {
-    u32::try_from(now_ms / DAY_MS).unwrap_or(u32::MAX)
+/// The time of its record, with which the value of a dedup row begins: milliseconds, little-endian.
+fn time_of(key: &[u8], value: &[u8]) -> Result<u64, ViewsError> {
+    let time = value.first_chunk().map(|time| u64::from_le_bytes(*time)).filter(|&time| time < TIME_MAX);
+    time.ok_or_else(|| ViewsError::BadRow(format!("dedup row {} does not begin with a time", hex(key))))
 }
 
 /// Lower-case hexadecimal, for naming keys.
@@ -41,49 +32,45 @@ struct Entry {
     row: u32,
 }
 
-/// The rows of several runs, by map; dedup rows by day as well.
+/// The rows of several runs, by map.
 pub(crate) struct Sorted<'a> {
     /// Of all runs, in order.
     chunks: Vec<&'a Chunk>,
-    plain: [Vec<Entry>; Space::ALL.len()],
-    dedup: BTreeMap<u32, Vec<Entry>>,
+    lists: [Vec<Entry>; Space::ALL.len()],
+    /// Lowest and highest time of a dedup row.
+    times: Option<(u64, u64)>,
 }
 
 impl<'a> Sorted<'a> {
     pub(crate) fn new(runs: &'a [Run]) -> Result<Sorted<'a>, ViewsError> {
         let chunks: Vec<_> = runs.iter().flat_map(|run| run.chunks.iter()).collect();
-        let mut plain = Space::ALL.map(|_| Vec::new());
-        let mut dedup: BTreeMap<u32, Vec<Entry>> = BTreeMap::new();
+        let mut lists = Space::ALL.map(|_| Vec::new());
+        let mut times: Option<(u64, u64)> = None;
         for (chunk_number, chunk) in chunks.iter().enumerate() {
             for (row_number, &row) in chunk.rows.iter().enumerate() {
                 let (key, value) = chunk.get(row);
                 let entry = Entry { prefix: prefix_of(key), chunk: chunk_number as u32, row: row_number as u32 };
                 if row.space == Space::Dedup {
-                    dedup.entry(day_of(key, value)?).or_default().push(entry);
-                } else {
-                    plain[row.space as usize].push(entry);
+                    let time = time_of(key, value)?;
+                    times = Some(times.map_or((time, time), |(low, high)| (low.min(time), high.max(time))));
                 }
+                lists[row.space as usize].push(entry);
             }
         }
-        for list in plain.iter_mut().chain(dedup.values_mut()) {
+        for list in &mut lists {
             sort_and_keep_last(&chunks, list);
         }
-        Ok(Sorted { chunks, plain, dedup })
+        Ok(Sorted { chunks, lists, times })
     }
 
-    /// Days that have dedup rows.
-    pub(crate) fn days(&self) -> impl Iterator<Item = u32> {
-        self.dedup.keys().copied()
+    /// Lowest and highest time of the records that dedup rows speak of, if there are any.
+    pub(crate) fn times(&self) -> Option<(u64, u64)> {
+        self.times
     }
 
-    /// Rows of a map other than dedup, in key order, each key once.
-    pub(crate) fn plain(&self, space: Space) -> impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])> {
-        self.plain[space as usize].iter().map(|entry| row_of(&self.chunks, *entry))
-    }
-
-    /// Dedup rows of one day, in key order, each key once.
-    pub(crate) fn dedup(&self, day: u32) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
-        self.dedup.get(&day).into_iter().flatten().map(|entry| row_of(&self.chunks, *entry))
+    /// Rows of a map, in key order, each key once.
+    pub(crate) fn rows(&self, space: Space) -> impl ExactSizeIterator<Item = (&'a [u8], &'a [u8])> {
+        self.lists[space as usize].iter().map(|entry| row_of(&self.chunks, *entry))
     }
 }
 

@@ -144,60 +144,90 @@ fn a_row_without_bytes_is_a_row() {
     assert_eq!(get(&views, Space::Members, b"k").unwrap(), b"");
 }
 
-#[test]
-fn dedup_rows_leave_by_whole_days() {
-    let dir = tempfile::tempdir().unwrap();
-    let views = Views::open(dir.path(), small()).unwrap();
-    let today = 20_000_u64;
-    for day in today - 11..=today {
-        let rows = [(Space::Dedup, format!("id-{day}"), dedup_value(day, 1))];
-        views.ingest(day, day, &[run_of(&rows)]).unwrap();
-    }
-    assert_eq!(views.expire(today * DAY_MS).unwrap(), 3);
-    assert_eq!(views.expire(today * DAY_MS).unwrap(), 0);
-    let there = |views: &Views| -> Vec<u64> {
-        let is_there = |day: &u64| get(views, Space::Dedup, format!("id-{day}").as_bytes()).is_some();
-        (today - 11..=today).filter(is_there).collect()
-    };
-    assert_eq!(there(&views), (today - 8..=today).collect::<Vec<_>>());
-    drop(views);
-    let views = Views::open(dir.path(), ViewsConfig { expect_existing: true, ..small() }).unwrap();
-    assert_eq!(there(&views), (today - 8..=today).collect::<Vec<_>>());
-    // The day that left may come again, for instance from a journal that is replayed.
-    let rows = [(Space::Dedup, format!("id-{}", today - 11), dedup_value(today - 11, 1))];
-    views.ingest(today + 1, today + 1, &[run_of(&rows)]).unwrap();
-    assert_eq!(there(&views).first(), Some(&(today - 11)));
+/// Ingests a dedup row of that day of a clock, when the store has run for another day.
+fn another_day(views: &Views, day: u64) {
+    views.pass(DAY_MS);
+    let rows = [(Space::Dedup, format!("id-{day}"), dedup_value(day, 1))];
+    views.ingest(day, day, &[run_of(&rows)]).unwrap();
 }
 
-/// A clock that is a month ahead for a moment must not cost the promise of seven days.
+fn there(views: &Views) -> Vec<u64> {
+    let is_there = |day: &u64| get(views, Space::Dedup, format!("id-{day}").as_bytes()).is_some();
+    (20_000..20_100).filter(is_there).collect()
+}
+
 #[test]
-fn a_clock_that_jumps_ahead_forgets_nothing() {
+fn dedup_rows_leave_by_whole_days_and_not_before_that_is_told() {
     let dir = tempfile::tempdir().unwrap();
     let views = Views::open(dir.path(), small()).unwrap();
-    let today = 20_000_u64;
-    for day in (today - 7..=today).chain([today + 30]) {
-        let rows = [(Space::Dedup, format!("id-{day}"), dedup_value(day, 1))];
-        views.ingest(day, day, &[run_of(&rows)]).unwrap();
+    (20_000..20_008).for_each(|day| another_day(&views, day));
+    assert_eq!(there(&views), (20_000..20_008).collect::<Vec<_>>());
+    assert_eq!(views.forgotten_until_ms(), 0);
+    for day in 20_008..20_012 {
+        another_day(&views, day);
+        let told = views.forgotten_until_ms();
+        assert_eq!(told, (day - 8) * DAY_MS + 1, "the day that is over");
+        assert_eq!(there(&views), (day - 8..=day).collect::<Vec<_>>(), "and it is still there");
     }
-    assert_eq!(views.expire((today + 30) * DAY_MS).unwrap(), 0);
-    assert!(get(&views, Space::Dedup, format!("id-{}", today - 7).as_bytes()).is_some());
+    drop(views);
+    let views = Views::open(dir.path(), ViewsConfig { expect_existing: true, ..small() }).unwrap();
+    assert_eq!(views.forgotten_until_ms(), 20_003 * DAY_MS + 1);
+    views.ingest(20_012, 1, &[]).unwrap();
+    assert_eq!(there(&views), (20_004..20_012).collect::<Vec<_>>());
+    // What is written again, for instance from a journal that is replayed, is new.
+    let rows = [(Space::Dedup, "id-20000", dedup_value(20_000, 1))];
+    views.ingest(20_013, 1, &[run_of(&rows)]).unwrap();
+    assert_eq!(there(&views).first(), Some(&20_000));
+}
+
+/// A clock that shows another month at every look must not cost the promise of seven days.
+#[test]
+fn clocks_that_jump_forget_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let views = Views::open(dir.path(), small()).unwrap();
+    let days = [20_000, 20_050, 20_001, 20_090, 20_030, 20_060, 20_099, 20_003];
+    for day in days {
+        another_day(&views, day);
+    }
+    assert_eq!(there(&views).len(), 8);
+    another_day(&views, 20_004);
+    assert_eq!(there(&views).len(), 9);
+    assert!(views.forgotten_until_ms() <= 20_000 * DAY_MS + 1, "at most the first");
+    another_day(&views, 20_005);
+    assert_eq!(there(&views).len(), 9);
+    assert!(views.forgotten_until_ms() <= 20_001 * DAY_MS);
+}
+
+#[test]
+fn days_of_the_first_format_are_read_and_stay_for_seven() {
+    let dir = tempfile::tempdir().unwrap();
+    let views = Views::open(dir.path(), small()).unwrap();
+    another_day(&views, 20_000);
+    drop(views);
+    // As the first format marked it: the map's name is the day of its rows.
+    let mark = Mark { days: Days::of_records([1].into_iter()), ..Mark::read(dir.path()).unwrap().unwrap() };
+    mark.write(dir.path()).unwrap();
+    let views = Views::open(dir.path(), ViewsConfig { expect_existing: true, ..small() }).unwrap();
+    (20_001..20_009).for_each(|day| another_day(&views, day));
+    assert_eq!(there(&views), (20_000..20_009).collect::<Vec<_>>());
+    another_day(&views, 20_009);
+    assert_eq!(there(&views).first(), Some(&20_001));
 }
 
 #[test]
 fn the_newest_day_of_a_dedup_key_counts_and_ranges_cross_days() {
     let dir = tempfile::tempdir().unwrap();
     let views = Views::open(dir.path(), small()).unwrap();
-    let rows = [
-        (Space::Dedup, "a", dedup_value(20_001, 2)),
-        (Space::Dedup, "a", dedup_value(20_000, 1)),
-        (Space::Dedup, "b", dedup_value(20_000, 3)),
-        (Space::Dedup, "c", dedup_value(20_002, 4)),
-    ];
-    views.ingest(1, 1, &[run_of(&rows)]).unwrap();
-    assert_eq!(get(&views, Space::Dedup, b"a").unwrap(), dedup_value(20_001, 2));
+    let days: [&[(&str, u8)]; 3] = [&[("a", 1), ("b", 3)], &[("a", 2)], &[("c", 4)]];
+    for (number, day) in days.into_iter().enumerate() {
+        views.pass(DAY_MS);
+        let rows: Vec<_> = day.iter().map(|&(key, seq)| (Space::Dedup, key, dedup_value(20_000, seq))).collect();
+        views.ingest(number as u64 + 1, 1, &[run_of(&rows)]).unwrap();
+    }
+    assert_eq!(get(&views, Space::Dedup, b"a").unwrap(), dedup_value(20_000, 2));
     let all = range(&views, Space::Dedup, (b"a", b"z"), (10, 1_000), false);
     assert_eq!(keys(&all), [b"a", b"b", b"c"]);
-    assert_eq!(all.iter().next().unwrap().1, dedup_value(20_001, 2));
+    assert_eq!(all.iter().next().unwrap().1, dedup_value(20_000, 2));
     let last = range(&views, Space::Dedup, (b"a", b"z"), (2, 1_000), true);
     assert_eq!((keys(&last), last.more), (vec![b"c".to_vec(), b"b".to_vec()], true));
 }

@@ -70,6 +70,12 @@ impl Server {
         run(&url, async |client| client.query_one(question, &[]).await).expect("an answer").get(0)
     }
 
+    /// Does what has no answer.
+    pub(super) fn execute(&self, url: &str, statement: &str) {
+        let (_, database) = url.rsplit_once('/').expect("an address has a database");
+        run(&self.url(database), async |client| client.batch_execute(statement).await).expect("done");
+    }
+
     /// As a machine that loses its server: no shutdown, and up again at once.
     pub(super) fn kill_and_start(&self) {
         self.end("KILL");
