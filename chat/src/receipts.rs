@@ -34,18 +34,20 @@ impl Receipts {
         self.unacknowledged.is_empty() && self.owed.is_empty()
     }
 
-    /// All but the last `kept` messages have reached the device.
+    /// All but the last `kept` messages have reached the device. Where nobody has taken marks for very long, the
+    /// rest stays unacknowledged until a later beat, and in the end the client is told that it lags.
     pub(crate) fn acknowledge(&mut self, kept: usize) {
-        let acknowledged = self.unacknowledged.len() - kept;
-        for (conversation, delivered) in self.unacknowledged.drain(..acknowledged) {
+        while self.unacknowledged.len() > kept {
+            let (conversation, delivered) = self.unacknowledged[0];
+            let is_full = self.owed.len() >= OWED_MAX;
             match self.owed.iter_mut().rev().find(|mark| mark.conversation == conversation) {
                 Some(mark) if mark.delivered >= delivered => {}
                 Some(mark) => (mark.delivered, mark.asked) = (delivered, None),
+                None if is_full => return,
                 None => self.owed.push_back(OwedMark { conversation, delivered, asked: None }),
             }
+            self.unacknowledged.pop_front();
         }
-        // Nobody has taken marks for very long. The client gives its own after its next `opened`.
-        self.owed.drain(..self.owed.len().saturating_sub(OWED_MAX));
     }
 
     /// The marks that are to be given, now or again.
@@ -92,12 +94,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_owed_is_bounded_and_the_oldest_goes_first() {
+    fn what_is_owed_is_bounded_and_nothing_is_forgotten() {
         let id = |peer: usize| ConversationId::direct(UserId(0), UserId(1 + peer as u64));
         let unacknowledged = (0..=OWED_MAX).map(|peer| (id(peer), 1)).collect();
         let mut receipts = Receipts { unacknowledged, ..Receipts::default() };
         receipts.acknowledge(0);
         assert_eq!(receipts.owed.len(), OWED_MAX);
-        assert_eq!(receipts.owed.back().map(|mark| mark.conversation), Some(id(OWED_MAX)));
+        assert_eq!(receipts.unacknowledged, [(id(OWED_MAX), 1)]);
+        // Of what is owed already, more may be acknowledged.
+        receipts.unacknowledged.push_front((id(0), 2));
+        receipts.acknowledge(0);
+        assert_eq!((receipts.owed[0].delivered, receipts.unacknowledged.len()), (2, 1));
+        receipts.due().for_each(|mark| mark.asked = Some(7));
+        receipts.settled(7);
+        receipts.acknowledge(0);
+        assert!(receipts.unacknowledged.is_empty());
+        assert_eq!(receipts.due().map(|mark| mark.conversation).collect::<Vec<_>>(), [id(OWED_MAX)]);
     }
 }

@@ -219,6 +219,8 @@ settings! {
         frames_per_second: Bounded<1, 1_000_000> = "10000";
         /// Frames beyond that which it may send at once. Eight times as many, in spite of refusals, close it with 4008.
         frames_at_once: Bounded<16, 10_000_000> = "40000";
+        /// Megabytes of messages that one shard holds before they are committed; above it sends are `overloaded`.
+        pending_mb_max: Bounded<1, 32> = "32";
         /// Megabytes of mail between two shards that may wait to be taken.
         mailbox_mb_max: Bounded<1, 1_024> = "16";
     }

@@ -324,6 +324,7 @@ fn chat_config(config: &Config, shard: u16, map: &SlotMap, facts: &StoreFacts) -
         outbound_bytes_max: config.limits.outbound_bytes_max.get() as u32,
         new_conversations_max: config.limits.new_conversations_max.get() as u32,
         new_conversations_window_ms: config.limits.new_conversations_window_s.get() * 1_000,
+        pending_bytes_max: (config.limits.pending_mb_max.get() as u32) << 20,
         lists_per_user_max: config.limits.lists_per_user_max.get() as u32,
         ..chat::Limits::default()
     };
