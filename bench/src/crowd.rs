@@ -1,5 +1,6 @@
 //! Many connections to one server, over as many rings as it takes, in one thread: the other end of a probe.
 
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -66,7 +67,6 @@ pub struct Crowd {
     pub outbox: Outbox,
     /// Sends that the kernel has not taken yet.
     unsent: u32,
-    connecting: u32,
     pub connected: u32,
 }
 
@@ -119,7 +119,6 @@ impl Crowd {
             sending: vec![false; count as usize],
             outbox: Outbox::default(),
             unsent: 0,
-            connecting: 0,
             connected: 0,
         })
     }
@@ -138,15 +137,26 @@ impl Crowd {
     pub fn connect(
         &mut self,
         reach: Reach<'_>,
+        react: impl FnMut(u32, News<'_>, &mut Outbox) -> Result<(), Trouble>,
+    ) -> Result<(), Trouble> {
+        self.connect_until(None, reach, react)
+    }
+
+    /// The same, where a connection leaves the window only when it is among those that are `through`: the kernel connects
+    /// without the server, which would be left with all of them at once, each with a deadline.
+    pub fn connect_until(
+        &mut self,
+        through: Option<&Cell<u32>>,
+        reach: Reach<'_>,
         mut react: impl FnMut(u32, News<'_>, &mut Outbox) -> Result<(), Trouble>,
     ) -> Result<(), Trouble> {
-        let (mut next, mut said, begun) = (0, Instant::now(), Instant::now());
+        let (mut next, mut said, begun) = (0_u32, Instant::now(), Instant::now());
         while self.connected < self.len() {
-            while next < self.len() && self.connecting < CONNECTING_MAX {
+            let through = through.map_or(self.connected, Cell::get);
+            while next < self.len() && next.saturating_sub(through) < CONNECTING_MAX {
                 let (address, source) = reach(next);
                 let part = &mut self.parts[(next / PER_RING) as usize];
                 part.ops.push(Op::Connect { token: u64::from(next), address, source });
-                self.connecting += 1;
                 next += 1;
             }
             self.turn(Duration::from_millis(20), &mut react)?;
@@ -194,7 +204,6 @@ impl Crowd {
                         part.owners[connection.slot() as usize] = who;
                         self.lines[who as usize] = Some(connection);
                         self.connected += 1;
-                        self.connecting -= 1;
                         react(who, News::Connected, &mut self.outbox)?;
                     }
                     Event::Received { connection, range } => {

@@ -112,7 +112,7 @@ pub fn run(rounds: u32, rest: u64) -> Result<(), Trouble> {
 
 fn one_round(round: u32, rest: u64) -> Result<Value, Trouble> {
     let scratch = Scratch::new("idle")?;
-    let server = Process::ringway_in_small_pages(&scratch.path, &["--shards", "1"])?;
+    let server = Process::ringway_in_small_pages(&scratch.path, None, &["--shards", "1"])?;
     let key = TokenKey::of_dev(&scratch.path)?;
     let stop = Arc::new(AtomicBool::new(false));
     let (mut phones, mut points, mut slabs) = (Vec::new(), Vec::new(), Vec::new());

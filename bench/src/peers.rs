@@ -1,9 +1,10 @@
 //! `bench peers`: Ringway beside other people's servers, in turn and in one run.
 
+mod durable;
 mod echo;
+mod ejabberd;
 mod idle;
 mod install;
-mod nats;
 mod open;
 
 use std::net::SocketAddr;
@@ -40,6 +41,9 @@ pub struct Orders {
     /// Of each measurement.
     #[arg(long, default_value_t = 2)]
     pub seconds: u64,
+    /// Durable messages a second, over all users; 0 for as many as the server takes.
+    #[arg(long, default_value_t = 300.0)]
+    pub rate: f64,
     /// Only these peers, by name; all if none is named.
     #[arg(long, value_delimiter = ',')]
     pub peers: Vec<String>,
@@ -100,7 +104,7 @@ pub fn run(orders: &Orders) -> Result<(), Trouble> {
             Match::Echo => echo::run(orders, &peers)?,
             Match::Open => open::run(orders, &peers)?,
             Match::Idle => idle::run(&peers)?,
-            Match::Durable => nats::run(orders, &peers)?,
+            Match::Durable => durable::run(orders, &peers)?,
         }
     }
     Ok(())

@@ -142,11 +142,7 @@ pub fn five_frames() -> Sizes {
 }
 
 /// Pairs of users of Ringway.
-pub(crate) struct Chat {
-    /// Messages are marked as read, and the next is sent when the tick is there; else when it is stored.
-    marks: bool,
-    sent: u64,
-    delivered: u64,
+struct Chat {
     body: String,
     unix_ms: u64,
     counter: u64,
@@ -165,21 +161,10 @@ struct End {
 }
 
 impl Chat {
-    /// Messages that are only stored and delivered.
-    pub(crate) fn without_marks(connections: u32) -> Self {
-        Self { marks: false, ..Self::new(connections) }
-    }
-
-    /// Fails unless every message reached the other side.
-    pub(crate) fn check_delivered(&self) -> Result<(), Trouble> {
-        let (sent, delivered) = (self.sent, self.delivered);
-        if sent == delivered { Ok(()) } else { Err(format!("{delivered} of {sent} messages were delivered").into()) }
-    }
-
     fn new(connections: u32) -> Self {
         let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
         let (body, ends) = ("x".repeat(BODY_BYTES), vec![End::default(); connections as usize]);
-        Self { marks: true, sent: 0, delivered: 0, body, unix_ms, counter: 0, ends }
+        Self { body, unix_ms, counter: 0, ends }
     }
 }
 
@@ -190,7 +175,6 @@ fn conversation(pair: u32) -> ConversationId {
 impl Talk for Chat {
     fn send(&mut self, pair: u32, out: &mut Vec<u8>) {
         self.counter += 1;
-        self.sent += 1;
         // A UUIDv7: the server forgets ids by the time in them.
         let id = u128::from(self.unix_ms) << 80 | 7 << 76 | 2 << 62 | u128::from(self.counter);
         let id = ClientMessageId(id.to_be_bytes());
@@ -205,30 +189,22 @@ impl Talk for Chat {
             match kind(text) {
                 b"message" => {
                     let seq = number(text, b"\"seq\":").ok_or("a message without a seq")?;
-                    self.delivered += 1;
                     end.received += 1;
-                    let beats = end.received.is_multiple_of(BEAT_EVERY);
-                    if self.marks || beats {
-                        outbox.say_with(who, |out| {
-                            if self.marks {
-                                write_text_with(out, Some(MASK), |out| frames::mark(out, conversation(who / 2), seq));
-                            }
-                            if beats {
-                                write_text_with(out, Some(MASK), |out| frames::beat(out, end.received));
-                            }
-                        });
-                    }
+                    outbox.say_with(who, |out| {
+                        write_text_with(out, Some(MASK), |out| frames::mark(out, conversation(who / 2), seq));
+                        if end.received.is_multiple_of(BEAT_EVERY) {
+                            write_text_with(out, Some(MASK), |out| frames::beat(out, end.received));
+                        }
+                    });
                 }
                 b"stored" => end.stored_seq = Some(number(text, b"\"seq\":").ok_or("a `stored` without a seq")?),
                 b"tick" => end.read_all = number(text, b"\"read_all\":").ok_or("a tick without a mark")?,
-                // Without marks it is the beat that acknowledges, and a tick tells of it.
                 b"beat" => return Ok(false),
                 _ => return Err(format!("unexpected: {}", String::from_utf8_lossy(text)).into()),
             }
             Ok(match kind(text) {
                 b"message" => false,
-                b"stored" if !self.marks => true,
-                _ => self.marks && end.stored_seq.is_some_and(|seq| end.read_all >= seq),
+                _ => end.stored_seq.is_some_and(|seq| end.read_all >= seq),
             })
         })?;
         self.ends[who as usize].carry = carry;
@@ -276,7 +252,7 @@ pub(crate) fn kind(text: &[u8]) -> &[u8] {
 }
 
 /// The number behind a name.
-pub(crate) fn number(text: &[u8], name: &[u8]) -> Option<u64> {
+fn number(text: &[u8], name: &[u8]) -> Option<u64> {
     let at = text.windows(name.len()).position(|window| window == name)?;
     let digits = text[at + name.len()..].iter().take_while(|byte| byte.is_ascii_digit());
     Some(digits.fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))

@@ -53,9 +53,12 @@ impl Process {
 
     /// Starts `ringway dev` for a measurement of memory. What is freed is given back at once: else it would be
     /// counted for a while longer. Pages have 4 KiB: huge ones would hide who uses how much of them. To be paid
-    /// for with a page fault each time that one is needed again.
-    pub fn ringway_in_small_pages(data: &Path, arguments: &[&str]) -> Result<Self, Trouble> {
-        Self::ringway_with(data, None, arguments, &[("MIMALLOC_PURGE_DELAY", "0"), ("MIMALLOC_ALLOW_THP", "0")])
+    /// for with a page fault each time that one is needed again. Handshakes have a minute: what is asked is how large they are,
+    /// and of a machine that is busy otherwise the client gets its part late.
+    pub fn ringway_in_small_pages(data: &Path, core: Option<usize>, arguments: &[&str]) -> Result<Self, Trouble> {
+        const ENVIRONMENT: [(&str, &str); 3] =
+            [("MIMALLOC_PURGE_DELAY", "0"), ("MIMALLOC_ALLOW_THP", "0"), ("RINGWAY_LIMITS_HANDSHAKE_MS", "60000")];
+        Self::ringway_with(data, core, arguments, &ENVIRONMENT)
     }
 
     fn ringway_with(
@@ -128,6 +131,13 @@ impl Process {
         Err("the server did not become ready within 30 s".into())
     }
 
+    /// Ends it by a signal, and waits until it has ended.
+    pub fn end(&mut self, signal: i32) {
+        // SAFETY: the call takes no pointers; the process is our child, which is not reaped before this.
+        unsafe { libc::kill(self.id() as libc::pid_t, signal) };
+        let _ = self.child.wait();
+    }
+
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
@@ -158,6 +168,20 @@ pub fn cpu_ns(process: u32) -> u64 {
         std::fs::read_to_string(path.join("schedstat")).ok()?.split(' ').next()?.parse().ok()
     };
     threads.flatten().filter_map(|thread| time(thread.path())).sum()
+}
+
+/// The same of a process and all that come from it, in nanoseconds; of those that have ended, as the kernel adds them up
+/// in ticks of 10 ms.
+pub fn family_cpu_ns(process: u32) -> u64 {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let children: String =
+        threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok()).collect();
+    let of_children: u64 = children.split_whitespace().filter_map(|id| id.parse().ok()).map(family_cpu_ns).sum();
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // Behind the name, which may have anything in it: cutime and cstime are the 14th and 15th from there.
+    let fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+    let ended: u64 = fields.skip(13).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    cpu_ns(process) + of_children + ended * 10_000_000
 }
 
 /// Processor time of the kernel's thread that goes on with a core's network work when there is too much of it

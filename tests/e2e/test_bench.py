@@ -100,3 +100,18 @@ def test_a_peer_that_cannot_be_had_is_absent_and_not_beaten(bench, directory):
     assert list(sides(result)) == ["raw ring", "raw epoll", "ringway"]
     assert result["peers"] == [{"name": "ws", "absent": result["peers"][0]["absent"]}]
     assert "npm cannot be run" in result["peers"][0]["absent"]
+
+
+def test_ringway_beside_servers_that_keep_messages(bench):
+    """Whoever cannot be installed here is absent with a reason; whoever is there has kept and delivered every message."""
+    run = ["peers", "durable", "--connections", "20", "--rounds", "1", "--seconds", "1"]
+    for load, rate in (("50", "50"), ("saturated", "0")):
+        result = bench(*run, "--rate", rate, BENCH_PEERS=str(places.TARGET / "bench-peers"))[f"peers-durable-{load}"]
+        absent = [peer["absent"] for peer in result["peers"] + result["did_not_start"] if "absent" in peer]
+        assert all(absent)
+        measured = sides(result)
+        assert list(measured)[0] == "ringway" and len(measured) + len(absent) == 3
+        for side in measured.values():
+            assert_measured(side)
+        for peer in result["peers"]:
+            assert "absent" in peer or (peer["lacks"] and peer["version"])

@@ -42,13 +42,16 @@ pub fn open(
                 Step::SaysSecond => outbox.say_with(who, |buffer| opening.second(who, buffer)),
                 Step::IsOpen => open.set(open.get() + 1),
             },
-            News::Closed => return Err("the server hung up before the connection was open".into()),
+            News::Closed => {
+                let open = open.get();
+                return Err(format!("the server hung up on connection {who} before it was open; {open} were").into());
+            }
         }
         Ok(())
     };
     let count = crowd.len();
     let stretch = Stretch::begin(server);
-    crowd.connect(reach, &mut react)?;
+    crowd.connect_until(Some(&open), reach, &mut react)?;
     let deadline = Deadline::seconds(60);
     while open.get() < count {
         crowd.turn(Duration::from_millis(5), &mut react)?;

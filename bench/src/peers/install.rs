@@ -26,9 +26,7 @@ pub(super) fn websocket(only: &[String]) -> Peers {
 
 /// Servers that keep messages.
 pub(super) fn durable(only: &[String]) -> Peers {
-    let mut peers = install(&[("NATS JetStream", nats)], only);
-    peers.absent.push(("ejabberd", "it is spoken to over XMPP, which this program does not speak".to_owned()));
-    peers
+    install(&[("NATS JetStream", nats), ("ejabberd", super::ejabberd::install)], only)
 }
 
 fn install(all: &[(&'static str, Install)], only: &[String]) -> Peers {
@@ -66,8 +64,13 @@ fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("peers")
 }
 
+/// How peers of the load generator are set up, here and wherever else.
+pub(super) fn configurations() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../loadgen/peers")
+}
+
 /// Runs a registry's client; what it says goes to a log.
-fn client(cache: &Path, command: &mut Command) -> Result<(), Trouble> {
+pub(super) fn client(cache: &Path, command: &mut Command) -> Result<(), Trouble> {
     let program = command.get_program().to_string_lossy().into_owned();
     let log = cache.join(format!("{}.log", Path::new(&program).file_name().unwrap_or_default().to_string_lossy()));
     let file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
@@ -176,8 +179,9 @@ fn nats(cache: &Path) -> Result<Peer, Trouble> {
     Ok(Peer {
         name: "NATS JetStream",
         version,
-        lacks: "no conversations, sequences per conversation, marks or ticks; a message is delivered before it is on the disk; one \
-                stream on files with sync_interval: always, published with acknowledgement over its TCP protocol",
+        lacks: "no conversations, sequences per conversation, marks or ticks, no users whose tokens are checked; a message is delivered by a \
+                plain subscription, before it is on the disk; one stream on files with sync_interval: always, published with \
+                acknowledgement, without an id to be told apart by; nothing is read out of the stream",
         command: Box::new(move |_| Command::new(&program)),
     })
 }
