@@ -79,6 +79,7 @@ counters! {
     auth_wrong_device "`open`s for another device than the token names.",
     auth_token_in_url "Tokens in a URL, where this node does not accept them.",
     tokens_expired "Connections closed because their token ended and no new one came.",
+    answers_refused "Pages and lists that a client was refused because it had not taken the last ones.",
     reading_paused "Times that a connection was not read from because too much was waiting for it.",
     stalled "Connections cut off because the peer took nothing of what was sent.",
     overfull "Connections cut off because far too much was waiting for them, or came before they took their answers.",

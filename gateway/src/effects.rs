@@ -17,7 +17,10 @@ impl Effects for Core {
     fn frame(&mut self, client: ClientKey, frame: &ServerFrame<'_>) -> usize {
         let Some(index) = self.table.find_client(client) else { return 0 };
         match self.table.get(index).stage {
-            Stage::Socket(_) => self.write_frame(index, client, frame),
+            Stage::Socket(_) => match self.refused_instead(index, frame) {
+                Some(error) => self.write_frame(index, client, &ServerFrame::Error(error)),
+                None => self.write_frame(index, client, frame),
+            },
             Stage::Http(_) => self.answer(index, frame),
             // The rules learn of it in a moment; what they say until then has nobody to hear it.
             Stage::Closing | Stage::Echo(_) | Stage::Free => return 0,
@@ -59,6 +62,21 @@ impl Core {
         if self.queued_bytes(index) > self.settings.outbound_bytes_max {
             self.table.get(index).flags.raise(Flag::Pressed);
         }
+    }
+
+    /// What a client gets instead of a further large answer while it has not taken the last ones: they are many
+    /// times as large as what asks for them, and many may be asked for at once.
+    fn refused_instead(&mut self, index: u32, frame: &ServerFrame<'_>) -> Option<ErrorFrame<'static>> {
+        let conversation = match frame {
+            ServerFrame::Page(page) => Some(page.conversation),
+            ServerFrame::Changes { .. } => None,
+            _ => return None,
+        };
+        if !self.is_pressed(index) {
+            return None;
+        }
+        self.counters.answers_refused += 1;
+        Some(ErrorFrame { conversation, ..error_frame(ErrorCode::Overloaded, None, Some(1_000)) })
     }
 
     /// The session works: it gets its name and its ticket, and from now on its token's end matters.

@@ -79,6 +79,37 @@ fn a_session_that_takes_nothing_is_told_so_if_it_wakes_up() {
     }
 }
 
+/// A page is many times as large as what asks for it.
+#[test]
+fn pages_that_a_client_does_not_take_are_not_kept_for_it() {
+    const PULLS: usize = 60;
+    let mut world = world();
+    let (alice, mallory) = (world.open(1, 3_600), world.open(2, 3_600));
+    let text = "\\u0001".repeat(1_000);
+    for _ in 0..8 {
+        world.say(alice, &format!(r#"{{"type":"message","to":"2","text":"{text}"}}"#));
+        world.say(mallory, r#"{"type":"beat","received":0}"#);
+    }
+    world.pass(1_000);
+    let page = 8 * 6_200;
+    world.peers_read = false;
+    let pulls: Vec<u8> = (0..PULLS).flat_map(|_| frame(Opcode::Text, br#"{"type":"pull","conv":"dm.1.2"}"#)).collect();
+    world.receive(mallory, &pulls);
+    let index = world.shard.core.table.find(mallory).unwrap();
+    let held = world.shard.core.queued_bytes(index);
+    assert!(held > page && held < 8_192 + page + PULLS * 300, "{held} bytes wait for one client");
+    world.peers_read = true;
+    let buffer = world.outstanding[mallory.slot() as usize].take().unwrap();
+    world.input.ring.push(Event::Sent { connection: mallory, buffer });
+    world.turn();
+    let heard = world.heard(mallory);
+    let count = |what: &str| heard.iter().filter(|text| text.contains(what)).count();
+    assert_eq!(count(r#""type":"page""#) + count(r#""conv":"dm.1.2","code":"overloaded""#), PULLS);
+    assert_eq!(world.shard.counters().answers_refused as usize, count("overloaded"));
+    world.say(mallory, r#"{"type":"pull","conv":"dm.1.2"}"#);
+    assert!(world.heard(mallory).last().unwrap().contains(r#""type":"page""#), "and now there is room");
+}
+
 /// P12 over REST: who asks and does not take the answers is not answered further.
 #[test]
 fn requests_in_a_row_wait_for_their_answers_to_be_taken() {
