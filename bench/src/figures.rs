@@ -1,5 +1,6 @@
 //! What is done with measured numbers: medians, bounds, and a file that says where they come from.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -107,6 +108,17 @@ pub fn field(path: &str, name: &str) -> u64 {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+/// Bytes of the objects in use in each of the kernel's caches; none where only root may look.
+pub fn slab_bytes() -> BTreeMap<String, f64> {
+    let text = std::fs::read_to_string("/proc/slabinfo").unwrap_or_default();
+    let caches = text.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace();
+        let (name, active, _, size) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+        Some((name.to_owned(), active.parse::<f64>().ok()? * size.parse::<f64>().ok()?))
+    });
+    caches.collect()
 }
 
 #[cfg(test)]

@@ -10,9 +10,9 @@ mod relay;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::figures::save;
+use crate::figures::{field, save};
 use crate::server::Trouble;
 
 /// The probes.
@@ -84,14 +84,34 @@ pub fn run(orders: &Orders) -> Result<(), Trouble> {
 
 /// Prints and saves what a probe found.
 fn keep(name: &str, method: &str, arguments: &str, result: Value) -> Result<(), Trouble> {
-    let mut settings = json!({ "tcp_rmem": sysctl("net/ipv4/tcp_rmem"), "tcp_wmem": sysctl("net/ipv4/tcp_wmem") });
-    settings["tcp_mem"] = sysctl("net/ipv4/tcp_mem").into();
-    settings["somaxconn"] = sysctl("net/core/somaxconn").into();
     let mut result = result;
-    result["settings"] = settings;
+    result["settings"] = settings();
     let command = format!("cargo run --release -p bench -- floor {arguments}");
     println!("{}\n", save(&format!("floor-{name}"), method, &command, result)?.display());
     Ok(())
+}
+
+/// Of the kernel, as far as they bound what connections cost.
+pub(crate) fn settings() -> Value {
+    let names = ["net/ipv4/tcp_rmem", "net/ipv4/tcp_wmem", "net/ipv4/tcp_mem", "net/core/somaxconn"];
+    let named = names.map(|name| (name.rsplit('/').next().unwrap_or(name).to_owned(), sysctl(name).into()));
+    Value::Object(named.into_iter().collect())
+}
+
+/// Fails, with a sentence, where so many connections with both of their ends would not fit.
+pub(crate) fn fits_in_memory(connections: u32) -> Result<(), Trouble> {
+    /// A pair of ends, with room for what is not counted in it.
+    const KIB_PER_CONNECTION: f64 = 9.0;
+    let (wanted, free) = (f64::from(connections) * KIB_PER_CONNECTION, field("/proc/meminfo", "MemAvailable:") as f64);
+    if wanted <= free * 0.9 {
+        return Ok(());
+    }
+    Err(format!(
+        "{connections} connections need {:.1} GB and {:.1} GB are free: name a smaller number with --connections",
+        wanted / 1e6,
+        free / 1e6
+    )
+    .into())
 }
 
 fn sysctl(name: &str) -> String {

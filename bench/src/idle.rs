@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use wire::ids::UserId;
 
 use crate::crowd::{Crowd, to_one};
-use crate::figures::{Scratch, field, intercept, median, save, slope};
+use crate::figures::{Scratch, field, intercept, median, save, slab_bytes, slope};
 use crate::server::{Process, Trouble};
 
 /// Sessions at the first point: by then buffers and pools are as large as opening makes them.
@@ -283,17 +283,6 @@ fn read_answer(stream: &mut BufReader<TcpStream>) -> Result<(), Trouble> {
         Some(line) if line.contains(" 20") => Ok(()),
         status => Err(format!("{status:?}: {}", String::from_utf8_lossy(&body)).into()),
     }
-}
-
-/// Bytes of the objects in use in each of the kernel's caches; none where only root may look.
-fn slab_bytes() -> BTreeMap<String, f64> {
-    let text = std::fs::read_to_string("/proc/slabinfo").unwrap_or_default();
-    let caches = text.lines().filter_map(|line| {
-        let mut fields = line.split_whitespace();
-        let (name, active, _, size) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-        Some((name.to_owned(), active.parse::<f64>().ok()? * size.parse::<f64>().ok()?))
-    });
-    caches.collect()
 }
 
 /// As many connections as the points are apart, to a process that waits for none of them.

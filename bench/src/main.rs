@@ -76,6 +76,10 @@ enum What {
     Opened(bench::opened::Orders),
     /// Processor time per answered beat of idle sessions, against a raw probe.
     Beats(bench::beating::Orders),
+    /// What ringway-loadgen itself costs: processor time per echo over the raw client's, memory per idle session.
+    Generator(bench::generator::Orders),
+    /// A million sockets held by one process of ringway-loadgen, against a raw probe.
+    Million(bench::million::Orders),
     /// Instruction counts, held against the recorded ones.
     Budgets(bench::budgets::Orders),
     /// One page of all results, as docs/performance.md and docs/performance.html.
@@ -115,6 +119,8 @@ fn main() -> ExitCode {
         What::Routed(orders) => bench::routed::run(&orders),
         What::Opened(orders) => bench::opened::run(&orders),
         What::Beats(orders) => bench::beating::run(&orders),
+        What::Generator(orders) => bench::generator::run(&orders),
+        What::Million(orders) => bench::million::run(&orders),
         What::Budgets(orders) => bench::budgets::run(&orders),
         What::Performance(orders) => bench::performance::run(&orders),
         What::ProbeRaw(orders) => bench::raw::server::serve(&orders),

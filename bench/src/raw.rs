@@ -153,7 +153,9 @@ impl RawRing {
                 break;
             }
         }
+        let buffers = &mut self.buffers;
         taken.extend(self.ring.completion().map(|entry| {
+            buffers.taken += u16::from(cqueue::buffer_select(entry.flags()).is_some());
             let data = entry.user_data();
             Completion {
                 request: REQUESTS[(data >> 56) as usize],
@@ -198,6 +200,8 @@ pub(crate) struct Buffers {
     bytes: usize,
     whole: usize,
     tail: u16,
+    /// Not with the kernel.
+    taken: u16,
 }
 
 impl Buffers {
@@ -208,7 +212,7 @@ impl Buffers {
         // SAFETY: the region is page-aligned, has that many entries and is never freed.
         unsafe { ring.submitter().register_buf_ring_with_flags(entries as u64, count, GROUP, 0)? };
         #[allow(clippy::cast_ptr_alignment, reason = "the region is page-aligned")]
-        let mut buffers = Self { entries: entries.cast(), memory, count, bytes, whole, tail: 0 };
+        let mut buffers = Self { entries: entries.cast(), memory, count, bytes, whole, tail: 0, taken: count };
         for id in 0..count {
             buffers.give_back(id);
         }
@@ -244,6 +248,12 @@ impl Buffers {
         entry.set_len(self.bytes as u32);
         entry.set_bid(id);
         self.tail = self.tail.wrapping_add(1);
+        self.taken -= 1;
+    }
+
+    /// How many the kernel may still fill.
+    pub fn left(&self) -> u16 {
+        self.count - self.taken
     }
 
     fn publish(&self) {

@@ -30,11 +30,16 @@ impl Drop for Process {
 
 /// The release server beside this program.
 pub fn ringway() -> Result<PathBuf, Trouble> {
-    let path = std::env::current_exe()?.with_file_name("ringway");
+    beside("ringway", "cargo build --release")
+}
+
+/// Another program beside this one, and how it is made.
+pub fn beside(name: &str, made_by: &str) -> Result<PathBuf, Trouble> {
+    let path = std::env::current_exe()?.with_file_name(name);
     if path.exists() {
         return Ok(path);
     }
-    Err(format!("{} is not there: build it first, with `cargo build --release`", path.display()).into())
+    Err(format!("{} is not there: build it first, with `{made_by}`", path.display()).into())
 }
 
 /// `program` with `arguments`, on one core only if `core` says so.

@@ -279,7 +279,9 @@ pub fn run(
     drop(progress);
     let conductor = Agents { streams: Mutex::new(streams) };
     conductor.tell(&ToAgent::Connect);
-    let mut watch = Watch::new(&plan.scenario, &conductor, agents.len() as u32, stop, Instant::now());
+    let members = agents.len() as u32;
+    let threads = members * plan.scenario.sessions.threads;
+    let mut watch = Watch::new(&plan.scenario, &conductor, members, threads, stop, Instant::now());
     watch.until_all_ended(&shown, &mut show);
     let mut abroad = Vec::new();
     for listener in listeners {

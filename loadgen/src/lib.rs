@@ -19,6 +19,7 @@ pub mod interval;
 pub mod key;
 pub mod ledger;
 pub mod link;
+mod openings;
 pub mod outcome;
 pub mod process;
 pub mod random;

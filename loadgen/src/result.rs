@@ -115,6 +115,15 @@ pub struct Latencies {
     /// From the beginning of a connection until nothing that the client missed is missing any more.
     #[serde(default)]
     pub catch_up: Distribution,
+    /// From when a session was cut until it was open again.
+    #[serde(default)]
+    pub resume: Distribution,
+    /// As `delivery`: for those to whom the scenario does nothing, since it first did something to others.
+    #[serde(default)]
+    pub untouched: Distribution,
+    /// As `delivery`: for slow readers.
+    #[serde(default)]
+    pub slow: Distribution,
 }
 
 impl Latencies {
@@ -126,15 +135,21 @@ impl Latencies {
             opening: Distribution::of(&tally.opening),
             schedule_error: Distribution::of(&tally.schedule),
             catch_up: Distribution::of(&tally.catch_up),
+            resume: Distribution::of(&tally.resume),
+            untouched: Distribution::of(&tally.untouched),
+            slow: Distribution::of(&tally.slow),
         }
     }
 
     /// Each with the name that it has in conditions, tags and tables.
-    pub fn named(&self) -> [(&'static str, &Distribution); 5] {
+    pub fn named(&self) -> [(&'static str, &Distribution); 8] {
         [
             ("ack", &self.ack),
             ("delivery", &self.delivery),
+            ("untouched", &self.untouched),
+            ("slow", &self.slow),
             ("catch_up", &self.catch_up),
+            ("resume", &self.resume),
             ("opening", &self.opening),
             ("schedule_error", &self.schedule_error),
         ]

@@ -108,7 +108,8 @@ pub enum RunError {
 /// Runs the plan; `show` is called about once a second. `stop` ends it early.
 pub fn run(plan: &Plan, stop: &Arc<AtomicBool>, mut show: impl FnMut(&Interval)) -> Result<RunResult, RunError> {
     let engine = Engine::start(plan, Membership::default())?;
-    let mut watch = Watch::new(&plan.scenario, &engine, plan.scenario.sessions.threads, stop, engine.clock);
+    let threads = plan.scenario.sessions.threads;
+    let mut watch = Watch::new(&plan.scenario, &engine, threads, threads, stop, engine.clock);
     watch.until_all_ended(&engine.shown, &mut show);
     for ended in engine.join()? {
         watch.since.merge(&ended.tally);
@@ -277,10 +278,10 @@ fn bound_by(tally: &Tally, cpu_percent: f64, cores: f64) -> Option<String> {
 }
 
 /// The engine's part of the result.
-fn result(scenario: &Scenario, tally: &Tally, measured: &Measured, members: u32) -> RunResult {
+fn result(scenario: &Scenario, tally: &Tally, measured: &Measured, threads: u32) -> RunResult {
     let seconds = measured.seconds.max(1e-9);
     let cpu_percent = measured.cpu_seconds / seconds * 100.0;
-    let bound = bound_by(tally, cpu_percent, f64::from(members));
+    let bound = bound_by(tally, cpu_percent, f64::from(threads));
     let server_cpu_percent = measured.server_cpu_seconds.map(|cpu| cpu / seconds * 100.0);
     let facts = Facts { tally, seconds, cpu_percent, server_cpu_percent };
     let judge = |threshold: &Threshold| {
@@ -339,6 +340,7 @@ pub struct Measured {
 /// Follows threads or agents: says when messages begin, and shows how it goes.
 pub(crate) struct Watch<'a> {
     scenario: &'a Scenario,
+    threads: u32,
     conductor: &'a dyn Conductor,
     stop: &'a AtomicBool,
     clock: Instant,
@@ -364,16 +366,18 @@ struct Begun {
 }
 
 impl<'a> Watch<'a> {
-    /// Follows so many members.
+    /// Follows so many members, which keep a core busy with each of their threads.
     pub(crate) fn new(
         scenario: &'a Scenario,
         conductor: &'a dyn Conductor,
         members: u32,
+        threads: u32,
         stop: &'a AtomicBool,
         clock: Instant,
     ) -> Self {
         Self {
             scenario,
+            threads,
             conductor,
             stop,
             clock,
@@ -425,8 +429,7 @@ impl<'a> Watch<'a> {
         if self.total.counts.opened == 0 {
             return Err(RunError::Unreachable { url: self.scenario.server.url.clone(), why: why(&self.total) });
         }
-        let members = self.latest.len() as u32;
-        Ok(result(self.scenario, &self.total, &self.measured, members))
+        Ok(result(self.scenario, &self.total, &self.measured, self.threads))
     }
 
     fn abort(&mut self, why: &str) {

@@ -16,6 +16,7 @@ use crate::client::{Account, Around, Client, Habits, Part, Want, audit};
 use crate::credentials::Tokens;
 use crate::disturbance::{self, Act, Disturbance};
 use crate::link::{Ending, MS};
+use crate::openings::{Openings, Standing};
 use crate::random::Random;
 use crate::scenario::{Proxy, Scenario};
 use crate::tally::{Counts, Tally};
@@ -135,6 +136,7 @@ struct Worker<C> {
     tally: Tally,
     /// Acknowledged before that.
     acked: u64,
+    openings: Openings,
     repeat_in: u32,
     body: String,
     now_ns: u64,
@@ -209,6 +211,9 @@ impl<C: Client> Worker<C> {
             disturbance: None,
             tally: Tally::default(),
             acked: 0,
+            openings: Openings::new(
+                orders.scenario.sessions.under_way.div_ceil(orders.scenario.sessions.threads).max(1),
+            ),
             repeat_in: crate::drivers::ringway::REPEAT_EVERY,
             body: String::with_capacity(orders.habits.payload_bytes.max(STAMP_BYTES)),
             now_ns: 0,
@@ -454,7 +459,9 @@ impl<C: Client> Worker<C> {
             repeat_in: &mut self.repeat_in,
             body: &mut self.body,
         };
+        let before = Standing::of(line.client.link());
         let want = act(&mut line.client, &mut around);
+        self.openings.changed(before, Standing::of(line.client.link()));
         let connection = line.connection;
         let wakes_at = line.client.wakes_at();
         if wakes_at < line.wheel_at {
@@ -603,10 +610,16 @@ impl<C: Client> Worker<C> {
         let mut due = std::mem::take(&mut self.wheel.due);
         self.wheel.advance(self.now_ns, &mut due);
         for index in due.drain(..) {
-            self.lines[index as usize].wheel_at = u64::MAX;
-            self.with(index, C::tick);
+            let line = &mut self.lines[index as usize];
+            line.wheel_at = u64::MAX;
+            if !self.openings.postpones(index, line.client.link()) {
+                self.with(index, C::tick);
+            }
         }
         self.wheel.due = due;
+        while let Some(index) = self.openings.next() {
+            self.with(index, C::tick);
+        }
     }
 
     fn send(&mut self) {
@@ -654,10 +667,9 @@ impl<C: Client> Worker<C> {
             return;
         }
         self.reported_at = self.now_ns;
-        let open = self.lines.iter().filter(|line| line.client.link().is_open()).count() as u32;
-        let was_open = self.lines.iter().filter(|line| line.client.link().was_open()).count() as u32;
         self.acked += self.tally.counts.acked;
         let tally = std::mem::take(&mut self.tally);
+        let Openings { open, was_open, .. } = self.openings;
         let progress =
             Progress { worker: self.orders.number, tally, open, was_open, settled: self.settled, cpu_seconds: 0.0 };
         // Whoever listened may have gone first.

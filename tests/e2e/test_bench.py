@@ -71,6 +71,24 @@ def test_ringway_against_the_probes(bench):
     assert all(round["units"] == 300 for round in sides(results["opened"])["ringway"]["rounds"])
 
 
+def test_one_process_of_the_generator_holds_more_than_a_table_of_the_probe(bench):
+    result = bench("million", "--connections", "18000", "--connections-per-second", "4000", "--seconds", "4")["million-18000"]
+    assert (result["held"], result["cut"], result["lost"], result["unanswered"]) == (18_000, 0, 0, 0)
+    assert (result["generator_rings"], result["server_rings"]) == (2, 2)
+    assert result["echoes"] > 0
+
+
+def test_what_the_generator_costs_itself(bench):
+    orders = ["--connections", "50", "--rate", "2000", "--rounds", "1", "--seconds", "1", "--idle", "300,600"]
+    result = bench("generator", *orders)["generator"]
+    for part in ("steady", "saturated"):
+        assert result[part]["client_us"] > 0 and result[part]["generator_us"] > 0
+        assert result[part]["generator_per_second"] > 0
+    # One round is no measurement, and the result says so.
+    assert result["void"]
+    assert isinstance(result["user_bytes_per_session"], float)
+
+
 def test_ringway_beside_a_peer_from_a_registry(bench):
     if not shutil.which("npm"):
         pytest.skip("npm is missing, install Debian's nodejs and npm")

@@ -44,7 +44,7 @@ def results(directory):
     put("opened", sides=opened, void=False)
     put("beats-200000", sides=routed, void=True)
     put("idle", bytes_per_session=190.0, kernel_added_bytes={"io_kiocb": 256.0, "kmalloc-32": 32.0}, kernel_plain_bytes=7_000.0)
-    put("floor-million", held=1_000_000, cut=0, lost=1)
+    put("million", held=1_000_000, cut=0, lost=1)
     put("restart", rounds=[{"conversations": 10, "ready_seconds": 0.5}, {"conversations": 20, "ready_seconds": 0.75}])
     return path
 

@@ -3,7 +3,7 @@
 use loadgen::random::Random;
 use serde_json::json;
 
-use super::{Orders, keep};
+use super::{Orders, fits_in_memory, keep};
 use crate::contest;
 use crate::crowd::{Crowd, News, PER_RING, SLOTS, to_rings};
 use crate::figures::field;
@@ -11,27 +11,17 @@ use crate::loads::beats::Beats;
 use crate::loads::burst;
 use crate::server::{Process, Trouble};
 
-/// A pair of ends, with room for what is not counted in it.
-const KIB_PER_CONNECTION: f64 = 9.0;
-
 /// As the protocol has a beat, with its frame.
 const BEAT_BYTES: usize = 6 + r#"{"type":"beat","received":0}"#.len();
 
 pub(super) fn run(orders: &Orders) -> Result<(), Trouble> {
     const METHOD: &str = "Raw rings with direct descriptors on both ends, 17,000 connections each, in one thread each; server on \
                           core 0, client on core 1, multishot receive armed on every socket.\nEcho: 128 bytes by burst and drain, \
-                          10,000 sockets at a time, every socket once a round in an order of chance. Beats: 34 bytes and as \
+                          10,000 sockets at a time, every socket once a round in an order of chance; of more \
+                          than 200,000 so many that chance names anew each round. Beats: 34 bytes and as \
                           many back at a steady rate in an order of chance, gathered for up to 50 ms.";
     let count = orders.connections;
-    let free = field("/proc/meminfo", "MemAvailable:") as f64;
-    if f64::from(count) * KIB_PER_CONNECTION > free * 0.9 {
-        return Err(format!(
-            "{count} connections need {:.1} GB and {:.1} GB are free: name a smaller number with --connections",
-            f64::from(count) * KIB_PER_CONNECTION / 1e6,
-            free / 1e6
-        )
-        .into());
-    }
+    fits_in_memory(count)?;
     println!("echo and beats on {count} cold sockets");
     let rings = count.div_ceil(PER_RING).max(1);
     let slots = if rings == 1 { count + count / 10 + 64 } else { SLOTS };

@@ -9,7 +9,7 @@ use crate::crowd::{Crowd, Deadline, News, Stretch};
 use crate::loads::burst::shuffled;
 use crate::server::{Process, Trouble};
 
-/// Beats may wait so long to share a turn.
+/// Beats may wait so long to share a turn, if nothing else is said.
 const TICK: Duration = Duration::from_millis(50);
 
 /// Bytes of the answer to a beat that acknowledges nothing.
@@ -19,12 +19,19 @@ pub const ANSWER_BYTES: usize = 2 + r#"{"type":"beat","received":0}"#.len();
 pub struct Beats {
     order: Vec<u32>,
     next: usize,
+    tick: Duration,
 }
 
 impl Beats {
     /// For so many connections.
     pub fn new(count: u32, random: &mut Random) -> Self {
-        Self { order: shuffled(count, random), next: 0 }
+        Self { order: shuffled(count, random), next: 0, tick: TICK }
+    }
+
+    /// Those that are due within such a time share a turn.
+    #[must_use]
+    pub fn together(self, tick: Duration) -> Self {
+        Self { tick, ..self }
     }
 
     /// `per_second` beats, each of `word` and answered by `answer_bytes`, for `seconds`.
@@ -47,7 +54,7 @@ impl Beats {
                 self.next = (self.next + 1) % self.order.len();
                 said += 1;
             }
-            let tick_ends = Instant::now() + TICK;
+            let tick_ends = Instant::now() + self.tick;
             loop {
                 let patience = tick_ends.saturating_duration_since(Instant::now());
                 crowd.turn(patience, |_, news, _| listen(news, &mut heard))?;

@@ -384,7 +384,7 @@ impl Files<'_> {
     }
 
     fn million(&self) -> Target {
-        let of = |path: &str| self.number("floor-million", path);
+        let of = |path: &str| self.number("million", path);
         let count = |path: &str| of(path).map_or(NOT_MEASURED.to_owned(), |count| thousands(count as u32));
         let held = of("/held");
         let clean = held.map(|held| {

@@ -1,6 +1,6 @@
 //! Answers by bytes alone, over one ring or many in one thread.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -85,6 +85,8 @@ struct Around {
     waiting: Vec<u32>,
     /// `Websocket`: beginnings of frames, by slot; seldom any.
     beginnings: HashMap<u32, Vec<u8>>,
+    /// Those for whom there was no buffer: to ask again at once would be to ask in vain.
+    starved: VecDeque<u32>,
     /// Accepted so far.
     accepted: u32,
 }
@@ -117,6 +119,10 @@ pub fn serve(orders: &Orders) -> Result<(), Trouble> {
             has_come |= !taken.is_empty();
             for completion in taken.drain(..) {
                 around.handle(ring, completion)?;
+            }
+            for _ in 0..ring.buffers.left() {
+                let Some(slot) = around.starved.pop_front() else { break };
+                ring.receive(slot)?;
             }
         }
         if let Some(listener) = &shared
@@ -152,6 +158,7 @@ impl Around {
             },
             waiting: if orders.serve == Serve::Relay { vec![NOBODY; orders.slots as usize] } else { Vec::new() },
             beginnings: HashMap::new(),
+            starved: VecDeque::new(),
             accepted: 0,
         }
     }
@@ -176,7 +183,11 @@ impl Around {
                     (None, _) => {}
                 }
                 if !completion.more() {
-                    if result > 0 || result == -libc::ENOBUFS { ring.receive(slot) } else { ring.close(slot) }?;
+                    match result {
+                        1.. => ring.receive(slot)?,
+                        _ if result == -libc::ENOBUFS => self.starved.push_back(slot),
+                        _ => ring.close(slot)?,
+                    }
                 }
             }
             Request::Send if completion.note != STATIC => ring.buffers.give_back(completion.note as u16),

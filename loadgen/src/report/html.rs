@@ -250,7 +250,10 @@ fn latencies(run: &RunResult) -> Option<Table> {
     let said = |name| match name {
         "ack" => "stored",
         "delivery" => "delivered",
+        "untouched" => "delivered to the untouched",
+        "slow" => "delivered to slow readers",
         "catch_up" => "caught up",
+        "resume" => "open again",
         "schedule_error" => "schedule error",
         name => name,
     };

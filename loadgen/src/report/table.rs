@@ -19,7 +19,10 @@ impl fmt::Display for RunResult {
         let rows = [
             ("stored", &self.latency.ack),
             ("delivered", &self.latency.delivery),
+            ("untouched", &self.latency.untouched),
+            ("slow readers", &self.latency.slow),
             ("caught up", &self.latency.catch_up),
+            ("open again", &self.latency.resume),
             ("schedule error", &self.latency.schedule_error),
             ("opening", &self.latency.opening),
         ];

@@ -108,6 +108,8 @@ keys! {
         ramp: Span = Span::s(60);
         /// Threads, each with rings of its own.
         threads: u32 = 1;
+        /// Connections that may be under way at once; more wait their turn, and their time to open counts on.
+        under_way: u32 = 1_000_000;
         /// Connections in one table of descriptors; more tables are made as needed.
         table: u32 = 17_000;
         /// Where reconnecting begins to back off; it doubles, with full jitter.
