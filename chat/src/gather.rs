@@ -137,6 +137,7 @@ impl Users {
         let max = self.limits.conversations_per_user_max as usize;
         let gather = &mut self.gathers[key];
         gather.truncated = rows.more || conversations.len() > max;
+        self.counters.lists_cut += u64::from(gather.truncated);
         conversations.truncate(max);
         gather.remaining = conversations;
         self.ask(key, fx);

@@ -103,6 +103,7 @@ counters! {
     too_slow "Sessions closed because too much was waiting for them.",
     bad_cursor "Marks and cursors outside their conversation.",
     sends_held_back "Sends answered `retry` behind a failed one.",
+    lists_cut "Lists that leave conversations out because their user has too many.",
     lists_refused "Lists refused because too many were being made for their user.",
     conversations_refused "Sends refused because their author had begun enough conversations.",
     shed_signals "Signals dropped because the shard was under pressure.",

@@ -1,6 +1,7 @@
 //! How much one shard's rules may hold. Each limit says what happens when it is reached.
 
-/// Caps of one shard. All of them are counted in [`crate::Counters`] when they are reached.
+/// Caps of one shard. Whatever is refused, cut or closed because of one is counted in [`crate::Counters`]; what is only
+/// forgotten, to be read again, shows in what the shard holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     /// Sessions of this shard, whose room is set aside at the start. Who accepts connections keeps to it.

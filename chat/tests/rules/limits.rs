@@ -93,3 +93,22 @@ fn a_mark_that_was_shed_goes_with_a_later_beat() {
     assert_eq!(count(&world.take(1), r#""delivered_all":1"#), 1);
     assert_eq!(count(&world.take(2), "error"), 0);
 }
+
+#[test]
+fn a_list_that_leaves_something_out_is_counted() {
+    let mut world = World::new(Limits { conversations_per_user_max: 2, ..Limits::default() });
+    let a = world.open(1, A, 1, None);
+    let list = |world: &mut World| {
+        let rest = world.chat.rest(ClientKey(9), Identity { user: A, device: DeviceId(0) });
+        world.frame(rest, &ClientFrame::Conversations { limit: None, cursor: None });
+        world.settle();
+        world.take(9).concat().matches(r#""conv""#).count()
+    };
+    for peer in 10..13 {
+        world.send(a, UserId(peer), "x");
+        world.settle();
+        let all = peer - 9;
+        assert_eq!(list(&mut world) as u64, all.min(2));
+        assert_eq!(world.chat.counters().lists_cut, all.saturating_sub(2));
+    }
+}
