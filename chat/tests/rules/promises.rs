@@ -88,6 +88,22 @@ fn a_read_that_is_ahead_waits_for_what_it_asks() {
     assert_eq!(world.chat.deadline().filter(|at| *at <= world.now.monotonic_ms), None);
 }
 
+/// Only so many may wait: the next is told at once, and those who wait are none the worse.
+#[test]
+fn a_read_that_finds_no_room_to_wait_is_told_that_it_is_ahead() {
+    let mut world = World::new(Limits { pulls_max: 1, ..Limits::default() });
+    let (a, b) = (world.open(1, A, 1, None), world.open(2, B, 1, None));
+    world.frame(b, &pull_at(ConversationId::direct(A, B), 1));
+    world.settle();
+    assert!(world.take(2).iter().all(|frame| !frame.contains("behind")));
+    world.frame(a, &pull_at(ConversationId::direct(A, B), 1));
+    world.settle();
+    assert_eq!(count(&world.take(1), "behind"), 1);
+    world.send(a, B, "here it is");
+    world.settle();
+    assert_eq!(count(&world.take(2), r#""type":"page""#), 1);
+}
+
 /// P10: a client that comes back while storage is away is answered from memory, as far as that reaches.
 #[test]
 fn who_comes_back_while_storage_is_away_is_answered_from_memory() {
