@@ -24,8 +24,11 @@ pub struct Orders {
     /// Sessions opened in each round, of users who have not been there before.
     #[arg(long, default_value_t = 5_000)]
     pub sessions: u32,
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = 40)]
     pub rounds: u32,
+    /// Another build of the server, measured beside this one.
+    #[arg(long)]
+    pub beside: Option<std::path::PathBuf>,
 }
 
 /// Measures it.
@@ -35,6 +38,12 @@ pub fn run(orders: &Orders) -> Result<(), Trouble> {
     let scratch = Scratch::new("opened")?;
     let ringway = Process::ringway(&scratch.path, Some(0), &["--shards", "1"])?;
     let key = TokenKey::of_dev(&scratch.path)?;
+    let other_scratch = Scratch::new("opened-beside")?;
+    let other = orders.beside.as_ref().map(|binary| {
+        std::fs::copy(scratch.path.join("dev-key"), other_scratch.path.join("dev-key"))?;
+        Process::ringway_of(binary, &other_scratch.path, Some(0), &["--shards", "1"])
+    });
+    let other = other.transpose()?;
     // The first sessions say how long the words are.
     let mut first = Sessions::mint(&key, 1, 64, &ringway);
     let mut crowd = Crowd::new(64)?;
@@ -50,15 +59,18 @@ pub fn run(orders: &Orders) -> Result<(), Trouble> {
     println!("{method}\n");
     let raw = Process::steps(&answers)?;
     let mut next_user = 1_000;
-    let outcome = contest::run(&["raw ring", "ringway"], 0, orders.rounds, |side| {
+    let names = ["raw ring", "ringway", "beside"];
+    let names = &names[..if other.is_some() { 3 } else { 2 }];
+    let outcome = contest::run(names, 2, orders.rounds, |side| {
         let mut crowd = Crowd::new(count)?;
         let sample = if side == 0 {
             let mut words = Raw::new(count, words, answers);
             opening::open(&raw, &mut crowd, &to_one(raw.address), &mut words)?
         } else {
-            let mut sessions = Sessions::mint(&key, next_user, count, &ringway);
+            let server = if side == 1 { &ringway } else { other.as_ref().expect("a third side") };
+            let mut sessions = Sessions::mint(&key, next_user, count, server);
             next_user += u64::from(count);
-            opening::open(&ringway, &mut crowd, &to_one(ringway.address), &mut sessions)?
+            opening::open(server, &mut crowd, &to_one(server.address), &mut sessions)?
         };
         crowd.cut()?;
         Ok(sample)

@@ -53,7 +53,12 @@ pub fn pinned(program: &Path, core: Option<usize>) -> Command {
 impl Process {
     /// Starts `ringway dev`.
     pub fn ringway(data: &Path, core: Option<usize>, arguments: &[&str]) -> Result<Self, Trouble> {
-        Self::ringway_with(data, core, arguments, &[])
+        Self::ringway_of(&ringway()?, data, core, arguments)
+    }
+
+    /// Starts `dev` of some build of the server.
+    pub fn ringway_of(program: &Path, data: &Path, core: Option<usize>, arguments: &[&str]) -> Result<Self, Trouble> {
+        Self::ringway_with(program, data, core, arguments, &[])
     }
 
     /// Starts `ringway dev` for a measurement of memory. What is freed is given back at once: else it would be
@@ -63,17 +68,18 @@ impl Process {
     pub fn ringway_in_small_pages(data: &Path, core: Option<usize>, arguments: &[&str]) -> Result<Self, Trouble> {
         const ENVIRONMENT: [(&str, &str); 3] =
             [("MIMALLOC_PURGE_DELAY", "0"), ("MIMALLOC_ALLOW_THP", "0"), ("RINGWAY_LIMITS_HANDSHAKE_MS", "60000")];
-        Self::ringway_with(data, core, arguments, &ENVIRONMENT)
+        Self::ringway_with(&ringway()?, data, core, arguments, &ENVIRONMENT)
     }
 
     fn ringway_with(
+        program: &Path,
         data: &Path,
         core: Option<usize>,
         arguments: &[&str],
         environment: &[(&str, &str)],
     ) -> Result<Self, Trouble> {
         let address = two_free_ports()?;
-        let mut command = pinned(&ringway()?, core);
+        let mut command = pinned(program, core);
         command.args(["dev", "--listen", &address.to_string(), "--data"]).arg(data).args(arguments);
         command.envs(environment.iter().copied());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;

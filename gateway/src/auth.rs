@@ -5,14 +5,16 @@
 //! as an argument. Why a token was refused is counted, never told to the client, and never logged with
 //! the token.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Validation};
-use serde::{Deserialize, Serialize};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey};
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use wire::ids::{DeviceId, UserId};
 
 use crate::config::{Config, KeyAlgorithm, KeyConfig};
@@ -93,28 +95,126 @@ pub enum KeyError {
     NoKeys,
 }
 
-struct TokenKey {
-    key: DecodingKey,
-    validation: Validation,
+/// Checks signatures in the one way that the key is for.
+enum TokenKey {
+    /// With what a secret amounts to, computed once.
+    Secret(Box<hmac::Key>),
+    Public(DecodingKey, Algorithm),
+}
+
+impl TokenKey {
+    /// Its algorithm as a token's header names it.
+    fn algorithm(&self) -> &'static str {
+        match self {
+            Self::Secret(_) => "HS256",
+            Self::Public(_, Algorithm::RS256) => "RS256",
+            Self::Public(_, Algorithm::ES256) => "ES256",
+            Self::Public(_, Algorithm::EdDSA) => "EdDSA",
+            Self::Public(_, other) => unreachable!("no key is for {other:?}"),
+        }
+    }
+
+    fn has_signed(&self, message: &str, signature: &str) -> bool {
+        match self {
+            Self::Secret(key) => {
+                // One byte more, so that a longer signature is one.
+                let mut tag = [0; SECRET_TAG_BYTES + 1];
+                URL_SAFE_NO_PAD
+                    .decode_slice(signature, &mut tag)
+                    .is_ok_and(|bytes| hmac::verify(key, message.as_bytes(), &tag[..bytes]).is_ok())
+            }
+            Self::Public(key, algorithm) => {
+                jsonwebtoken::crypto::verify(signature, message.as_bytes(), key, *algorithm) == Ok(true)
+            }
+        }
+    }
 }
 
 /// Checks tokens and tickets, and makes tickets. Immutable, so all shards share one.
 pub struct Authenticator {
     keys: BTreeMap<String, TokenKey>,
+    issuer: String,
+    audience: String,
     ticket_key: hmac::Key,
     ticket_ms: u64,
     leeway_ms: u64,
 }
 
+/// What a token's header says of how it is signed. The rest of it is not looked at.
+#[derive(Deserialize)]
+struct TokenHeader<'a> {
+    #[serde(borrow)]
+    alg: Cow<'a, str>,
+    #[serde(borrow, default)]
+    kid: Option<Text<'a>>,
+    #[serde(default)]
+    crit: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
 /// The claims that matter here. Others are ignored; one that is repeated is an error.
 #[derive(Deserialize)]
-struct Claims {
-    sub: String,
+struct Claims<'a> {
+    #[serde(borrow)]
+    iss: Cow<'a, str>,
+    #[serde(borrow)]
+    aud: Audience<'a>,
+    #[serde(borrow)]
+    sub: Cow<'a, str>,
     exp: u64,
     #[serde(default)]
     nbf: Option<u64>,
     #[serde(default)]
     device: Option<Device>,
+}
+
+/// One name, or a list of them (RFC 7519, section 4.1.3).
+enum Audience<'a> {
+    One(Text<'a>),
+    Several(Vec<Text<'a>>),
+}
+
+impl Audience<'_> {
+    fn has(&self, name: &str) -> bool {
+        match self {
+            Self::One(one) => one.0 == name,
+            Self::Several(several) => several.iter().any(|one| one.0 == name),
+        }
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Audience<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrSeveral;
+
+        impl<'de> Visitor<'de> for OneOrSeveral {
+            type Value = Audience<'de>;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("a name or a list of names")
+            }
+
+            fn visit_borrowed_str<E>(self, name: &'de str) -> Result<Self::Value, E> {
+                Ok(Audience::One(Text(Cow::Borrowed(name))))
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+                Ok(Audience::One(Text(Cow::Owned(name.to_owned()))))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut names: A) -> Result<Self::Value, A::Error> {
+                let mut several = Vec::new();
+                while let Some(name) = names.next_element()? {
+                    several.push(name);
+                }
+                Ok(Audience::Several(several))
+            }
+        }
+
+        deserializer.deserialize_any(OneOrSeveral)
+    }
 }
 
 /// `"7"` as everywhere in the protocol, or `7` as most issuers would write it.
@@ -136,14 +236,15 @@ impl Authenticator {
         let mut map = BTreeMap::new();
         for (kid, algorithm, bytes) in keys {
             let file = |error: String| KeyError::File { path: format!("of kid `{kid}`"), error };
-            let key = decoding_key(algorithm, &bytes).map_err(file)?;
-            map.insert(kid, TokenKey { key, validation: validation(algorithm, issuer, audience) });
+            let key = token_key(algorithm, &bytes).map_err(file)?;
+            map.insert(kid, key);
         }
         if map.is_empty() {
             return Err(KeyError::NoKeys);
         }
         let ticket_key = hmac::Key::new(hmac::HMAC_SHA256, ticket_secret);
-        Ok(Self { keys: map, ticket_key, ticket_ms: 86_400_000, leeway_ms: 5_000 })
+        let (issuer, audience) = (issuer.to_owned(), audience.to_owned());
+        Ok(Self { keys: map, issuer, audience, ticket_key, ticket_ms: 86_400_000, leeway_ms: 5_000 })
     }
 
     /// What a configuration says; reads the key files, and makes the ticket key if there is none yet.
@@ -182,19 +283,37 @@ impl Authenticator {
         if token.len() > TOKEN_BYTES_MAX {
             return Err(AuthError::TooLong);
         }
-        let header = jsonwebtoken::decode_header(token).map_err(|_| AuthError::Malformed)?;
+        let mut parts = token.split('.');
+        let (Some(header), Some(claims), Some(signature), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(AuthError::Malformed);
+        };
+        let message = &token[..header.len() + 1 + claims.len()];
+        let header = URL_SAFE_NO_PAD.decode(header).map_err(|_| AuthError::Malformed)?;
+        let header: TokenHeader<'_> = serde_json::from_slice(&header).map_err(|_| AuthError::Malformed)?;
         if header.crit.is_some() {
             // RFC 7515 section 4.1.11: what must be understood and is not, is refused.
             return Err(AuthError::Malformed);
         }
         let key = match &header.kid {
-            Some(kid) => self.keys.get(kid),
+            Some(kid) => self.keys.get(&*kid.0),
             // Small issuers leave `kid` out; with several keys that would mean trying, so it is refused.
             None if self.keys.len() == 1 => self.keys.values().next(),
             None => None,
         };
-        let TokenKey { key, validation } = key.ok_or(AuthError::UnknownKey)?;
-        let claims = jsonwebtoken::decode::<Claims>(token, key, validation).map_err(|error| refusal(&error))?.claims;
+        let key = key.ok_or(AuthError::UnknownKey)?;
+        if header.alg != key.algorithm() {
+            return Err(AuthError::Algorithm);
+        }
+        if !key.has_signed(message, signature) {
+            return Err(AuthError::Signature);
+        }
+        let claims = URL_SAFE_NO_PAD.decode(claims).map_err(|_| AuthError::Malformed)?;
+        let claims: Claims<'_> = serde_json::from_slice(&claims).map_err(|_| AuthError::Malformed)?;
+        if claims.iss != self.issuer || !claims.aud.has(&self.audience) {
+            return Err(AuthError::Issuer);
+        }
         self.check_times(&claims, wall_ms)?;
         let device = match &claims.device {
             None => None,
@@ -205,7 +324,7 @@ impl Authenticator {
         Ok(Identity { user, device, expires_ms: claims.exp * 1000 })
     }
 
-    fn check_times(&self, claims: &Claims, wall_ms: u64) -> Result<(), AuthError> {
+    fn check_times(&self, claims: &Claims<'_>, wall_ms: u64) -> Result<(), AuthError> {
         if claims.exp > EXPIRY_S_MAX {
             return Err(AuthError::Malformed);
         }
@@ -257,9 +376,11 @@ impl Authenticator {
     }
 }
 
+/// Bytes of an HMAC-SHA256.
+const SECRET_TAG_BYTES: usize = 32;
 const TICKET_VERSION: u8 = 1;
 const TICKET_SIGNED_BYTES: usize = 21;
-const TICKET_BYTES: usize = TICKET_SIGNED_BYTES + 32;
+const TICKET_BYTES: usize = TICKET_SIGNED_BYTES + SECRET_TAG_BYTES;
 const TICKET_TEXT_BYTES: usize = (TICKET_BYTES * 4).div_ceil(3);
 
 /// What is signed into a token of our own.
@@ -355,42 +476,18 @@ fn read_key(key: &KeyConfig) -> Result<(String, KeyAlgorithm, Vec<u8>), KeyError
     Ok((key.kid.clone(), key.algorithm, bytes))
 }
 
-fn decoding_key(algorithm: KeyAlgorithm, bytes: &[u8]) -> Result<DecodingKey, String> {
-    let key = match algorithm {
-        KeyAlgorithm::Hs256 => return decode_secret(bytes).map(|secret| DecodingKey::from_secret(&secret)),
-        KeyAlgorithm::Rs256 => DecodingKey::from_rsa_pem(bytes),
-        KeyAlgorithm::Es256 => DecodingKey::from_ec_pem(bytes),
-        KeyAlgorithm::EdDsa => DecodingKey::from_ed_pem(bytes),
-    };
-    key.map_err(|error| format!("it holds no {} public key in PEM ({error})", algorithm.as_str()))
-}
-
-fn validation(algorithm: KeyAlgorithm, issuer: &str, audience: &str) -> Validation {
-    let mut validation = Validation::new(match algorithm {
-        KeyAlgorithm::Hs256 => Algorithm::HS256,
-        KeyAlgorithm::Rs256 => Algorithm::RS256,
-        KeyAlgorithm::Es256 => Algorithm::ES256,
-        KeyAlgorithm::EdDsa => Algorithm::EdDSA,
-    });
-    validation.set_issuer(&[issuer]);
-    validation.set_audience(&[audience]);
-    validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-    // The library would read the system's clock; `check_times` does it with the caller's.
-    validation.validate_exp = false;
-    validation.validate_nbf = false;
-    validation
-}
-
-fn refusal(error: &jsonwebtoken::errors::Error) -> AuthError {
-    use jsonwebtoken::errors::ErrorKind;
-    match error.kind() {
-        ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName | ErrorKind::MissingAlgorithm => {
-            AuthError::Algorithm
+fn token_key(algorithm: KeyAlgorithm, bytes: &[u8]) -> Result<TokenKey, String> {
+    let (key, kind) = match algorithm {
+        KeyAlgorithm::Hs256 => {
+            let secret = decode_secret(bytes)?;
+            return Ok(TokenKey::Secret(Box::new(hmac::Key::new(hmac::HMAC_SHA256, &secret))));
         }
-        ErrorKind::InvalidSignature => AuthError::Signature,
-        ErrorKind::InvalidIssuer | ErrorKind::InvalidAudience => AuthError::Issuer,
-        _ => AuthError::Malformed,
-    }
+        KeyAlgorithm::Rs256 => (DecodingKey::from_rsa_pem(bytes), Algorithm::RS256),
+        KeyAlgorithm::Es256 => (DecodingKey::from_ec_pem(bytes), Algorithm::ES256),
+        KeyAlgorithm::EdDsa => (DecodingKey::from_ed_pem(bytes), Algorithm::EdDSA),
+    };
+    let key = key.map_err(|error| format!("it holds no {} public key in PEM ({error})", algorithm.as_str()))?;
+    Ok(TokenKey::Public(key, kind))
 }
 
 #[cfg(test)]

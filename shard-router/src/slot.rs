@@ -82,12 +82,14 @@ pub struct SlotOwner {
 /// Where every slot is served, seen from one node.
 #[derive(Debug, Clone)]
 pub struct SlotMap {
-    node: u16,
     shards: u16,
     owners: Box<[SlotOwner]>,
-    /// Only meaningful for this node's own slots.
+    /// [`ELSEWHERE`] for the slots of other nodes: small, as each letter looks here.
     shard_of_slot: Box<[u16]>,
 }
+
+/// No shard of this node.
+const ELSEWHERE: u16 = u16::MAX;
 
 impl SlotMap {
     /// The map of `node`, which has `shards` shards, where `owners[n]` serves slot n.
@@ -96,17 +98,20 @@ impl SlotMap {
     /// given to nodes by ranges or strides, and either could leave some of a node's shards without work.
     pub fn new(node: u16, shards: u16, owners: &[SlotOwner]) -> Self {
         assert!(shards > 0, "a node has at least one shard");
+        assert!(shards < ELSEWHERE, "one number stands for none");
         assert_eq!(owners.len(), SLOTS, "every slot has an owner");
         let mut rank = 0_usize;
         let shard_of_slot = owners
             .iter()
             .map(|owner| {
-                let shard = (rank % usize::from(shards)) as u16;
-                rank += usize::from(owner.node == node);
-                shard
+                if owner.node != node {
+                    return ELSEWHERE;
+                }
+                rank += 1;
+                ((rank - 1) % usize::from(shards)) as u16
             })
             .collect();
-        Self { node, shards, owners: owners.into(), shard_of_slot }
+        Self { shards, owners: owners.into(), shard_of_slot }
     }
 
     /// The map of a node that is alone. Its number is 0.
@@ -126,8 +131,7 @@ impl SlotMap {
 
     /// The shard of this node that serves the slot; none if another node does.
     pub fn shard_of_slot(&self, slot: Slot) -> Option<u16> {
-        let at = usize::from(slot.0);
-        (self.owners[at].node == self.node).then(|| self.shard_of_slot[at])
+        Some(self.shard_of_slot[usize::from(slot.0)]).filter(|&shard| shard != ELSEWHERE)
     }
 
     /// This node's slots that the shard serves, in order.

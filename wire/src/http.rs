@@ -8,6 +8,9 @@
 //! No `Date` is sent, because this crate has no clock; RFC 9110, section 6.6.1 allows that.
 
 use std::borrow::Cow;
+use std::mem::MaybeUninit;
+
+use memchr::memchr2;
 
 /// How much one request may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,10 +131,8 @@ pub struct Request<'a> {
     pub body: &'a [u8],
     /// Bytes of head and body at the front of the input.
     pub bytes: usize,
-    headers: Headers<'a>,
+    headers: Vec<httparse::Header<'a>>,
 }
-
-type Headers<'a> = [httparse::Header<'a>; HEADERS_MAX];
 
 /// A header or parameter that may come once came twice, or is not text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -203,7 +204,7 @@ pub enum Progress<'a> {
     /// More input is needed, and the client waits to be told so: write [`CONTINUE`]. Said once.
     Continue,
     /// The request, whole.
-    Request(Box<Request<'a>>),
+    Request(Request<'a>),
 }
 
 /// What a client waits for that sent `Expect: 100-continue`.
@@ -251,7 +252,7 @@ impl RequestReader {
             return Ok(if tell { Progress::Continue } else { Progress::Incomplete });
         }
         *self = Self::new();
-        Ok(Progress::Request(Box::new(Request { body: &input[head_bytes..bytes], bytes, ..request })))
+        Ok(Progress::Request(Request { body: &input[head_bytes..bytes], bytes, ..request }))
     }
 
     /// Whether anything of a request has arrived, so that silence now is a slow client and not an idle one.
@@ -263,16 +264,13 @@ impl RequestReader {
     fn scan(&mut self, limits: &HttpLimits, input: &[u8]) -> Result<bool, HttpError> {
         loop {
             let from = self.scanned as usize;
-            let Some(end) = input[from..].iter().position(|&byte| byte == b'\n') else {
-                if input[from..].contains(&0) {
-                    return Err(HttpError::ZeroByte);
-                }
+            let Some(end) = memchr2(b'\n', 0, &input[from..]) else {
                 self.check_line(limits, input.len())?;
                 self.scanned = input.len() as u32;
                 return Ok(false);
             };
             let end = from + end;
-            if input[from..end].contains(&0) {
+            if input[end] == 0 {
                 return Err(HttpError::ZeroByte);
             }
             let line = &input[self.line_start as usize..end];
@@ -310,9 +308,9 @@ impl RequestReader {
 
 /// Reads a whole head; with it, how many bytes of body follow.
 fn parse<'a>(head: &'a [u8], limits: &HttpLimits) -> Result<(Request<'a>, usize), HttpError> {
-    let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut parsed = httparse::Request::new(&mut headers);
-    match parsed.parse(head) {
+    let mut headers = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut parsed = httparse::Request::new(&mut []);
+    match parsed.parse_with_uninit_headers(head, &mut headers) {
         Ok(httparse::Status::Complete(bytes)) if bytes == head.len() => {}
         Err(httparse::Error::Version) => return Err(HttpError::Version),
         Err(httparse::Error::TooManyHeaders) => return Err(HttpError::HeadTooLarge),
@@ -333,7 +331,7 @@ fn parse<'a>(head: &'a [u8], limits: &HttpLimits) -> Result<(Request<'a>, usize)
         is_1_1: version == 1,
         body: &[],
         bytes: 0,
-        headers,
+        headers: parsed.headers.to_vec(),
     };
     let hosts = request.header_values("host").count();
     if hosts > 1 || (hosts == 0 && request.is_1_1) {
@@ -467,7 +465,8 @@ pub fn write_response(out: &mut Vec<u8>, response: &Response<'_>, body: &[u8]) {
 
 pub(crate) fn write_status_line(out: &mut Vec<u8>, status: u16) {
     out.extend_from_slice(b"HTTP/1.1 ");
-    out.extend_from_slice(status.to_string().as_bytes());
+    // A status has three digits.
+    out.extend([100, 10, 1].map(|place| b'0' + (status / place % 10) as u8));
     out.push(b' ');
     out.extend_from_slice(reason_phrase(status).as_bytes());
     out.extend_from_slice(b"\r\n");

@@ -58,6 +58,8 @@ fn a_good_token_says_who_it_is_and_until_when() {
     }
     let audiences = with_claim("aud", json!(["other", "audience"]));
     assert!(with_secret().token(&audiences, NOW_MS).is_ok());
+    let escaped = r#"{"sub":"4\u0032","iss":"iss\u0075er","aud":["\u0061udience"],"exp":1700000060}"#;
+    assert_eq!(with_secret().token(&signed(&json!({ "alg": "HS256" }), escaped, &SECRET), NOW_MS), Ok(identity));
     // Only one key: its tokens need not name it.
     let nameless = signed(&json!({ "alg": "HS256" }), &good_claims().to_string(), &SECRET);
     assert!(with_secret().token(&nameless, NOW_MS).is_ok());
@@ -178,6 +180,7 @@ fn claims_that_are_missing_odd_or_not_ours_are_refused() {
     assert!(check(with_claim("nbf", json!(NOW_S + 5))).is_ok(), "within the leeway");
     assert_eq!(check(with_claim("nbf", json!("soon"))), Err(AuthError::Malformed));
     assert_eq!(check(with_claim("iss", json!("other"))), Err(AuthError::Issuer));
+    assert_eq!(check(with_claim("iss", json!(["issuer"]))), Err(AuthError::Malformed));
     assert_eq!(check(with_claim("aud", json!("other"))), Err(AuthError::Issuer));
     assert_eq!(check(with_claim("aud", json!([]))), Err(AuthError::Issuer));
     for sub in ["", "alice", "-1", "007", "18446744073709551616", "1 "] {
