@@ -6,6 +6,7 @@ use prometheus_client::encoding::text::encode_registry;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use ring::RingCounters;
 use shard_router::MailCounters;
@@ -21,6 +22,12 @@ use crate::internal::Status;
 pub(crate) fn encode(status: &Status) -> String {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Snapshot::take(status)));
+    let facts = [
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("commit", env!("RINGWAY_BUILD_COMMIT")),
+        ("profile", env!("RINGWAY_BUILD_PROFILE")),
+    ];
+    registry.register("ringway_build", "Which build this is", Info::new(facts.to_vec()));
     let mut out = String::new();
     encode_registry(&mut out, &registry).expect("writing to a string does not fail");
     out

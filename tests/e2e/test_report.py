@@ -87,6 +87,8 @@ def test_memory_is_known_on_both_sides_of_the_kernel(made):
     growth = result["server"]["metrics_growth"]
     assert growth["ringway_chat_messages_total"] > 0
     assert result["server"]["cpu_us_per_message"] > 0
+    # As its own metrics say it.
+    assert re.fullmatch(r"version \S+ commit \S+ profile \S+", result["server"]["version"])
 
 
 def variants(result):
