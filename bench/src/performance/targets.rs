@@ -78,6 +78,7 @@ pub(super) fn all(figures: &[Figure]) -> Vec<Target> {
         files.latency(),
         files.opened(),
         files.calls(),
+        files.beats(15_000),
         files.beats(200_000),
         files.beats(1_000_000),
         files.generator(),
