@@ -1,22 +1,19 @@
 """A server that breaks its promises on purpose: every check of the load generator must be seen to fail."""
 
-import asyncio
 import base64
 import json
-import threading
 from http import HTTPStatus
 from urllib.parse import parse_qs, urlsplit
 
-from websockets.asyncio.server import serve
 from websockets.datastructures import Headers
 from websockets.http11 import Response
 
-from . import places
+from .threaded import ThreadedServer
 
 SUBPROTOCOL = "ringway.v1.json"
 
 
-class HostileServer:
+class HostileServer(ThreadedServer):
     """Speaks as much of the protocol as the load generator needs, from memory, and misbehaves once in so many messages.
 
     `lose`: acknowledges, and keeps something else in its place. `double`: keeps it twice. `swap`: puts the next
@@ -25,38 +22,16 @@ class HostileServer:
     """
 
     def __init__(self, mischief, every=10):
+        super().__init__()
         self.mischief = mischief
         self.every = every
         self.harmed = 0
-        self.port = places.free_port()
         self.logs = {}
         self.known = {}
         self.sockets = {}
         self.held = {}
         self.messages = 0
-        self.loop = asyncio.new_event_loop()
-        self.started = threading.Event()
-        self.thread = threading.Thread(target=self.loop.run_until_complete, args=(self._run(),))
-
-    @property
-    def url(self):
-        return f"ws://127.0.0.1:{self.port}"
-
-    def __enter__(self):
-        self.thread.start()
-        assert self.started.wait(20)
-        return self
-
-    def __exit__(self, *_):
-        self.loop.call_soon_threadsafe(self.ending.set_result, None)
-        self.thread.join()
-
-    async def _run(self):
-        self.ending = self.loop.create_future()
-        options = {"subprotocols": [SUBPROTOCOL], "process_request": self._page, "compression": None}
-        async with serve(self._serve, "127.0.0.1", self.port, **options):
-            self.started.set()
-            await self.ending
+        self.options = {"subprotocols": [SUBPROTOCOL], "process_request": self._page}
 
     # --------------------------------------------------------------------------------------------- the protocol
 

@@ -10,16 +10,15 @@ import os
 import shutil
 import socket
 import subprocess
-import threading
 import urllib.error
 import urllib.request
 
 import pytest
 from websockets.asyncio.client import connect
-from websockets.asyncio.server import serve
 from websockets.exceptions import ConnectionClosed
 
 from . import places
+from .threaded import ThreadedServer
 
 CONFIGURATIONS = places.REPOSITORY / "loadgen" / "peers"
 # The newest that is known to work; `bench peers` takes whatever is the newest.
@@ -160,41 +159,20 @@ class Ejabberd(Peer):
         return True
 
 
-class Mischief:
+class Mischief(ThreadedServer):
     """Stands between users and their server, and misbehaves with every so manieth frame that has a message for them.
 
     `lose`: it never gets there. `double`: it gets there twice. `swap`: the next one gets there first.
     """
 
+    options = {"select_subprotocol": lambda _, asked: asked[0] if asked else None}
+
     def __init__(self, server, kind, marker, every=10):
+        super().__init__()
         self.server, self.kind, self.marker, self.every = server, kind, marker, every
-        self.port = places.free_port()
         self.messages = self.harmed = 0
-        self.loop = asyncio.new_event_loop()
-        self.started = threading.Event()
-        self.thread = threading.Thread(target=self.loop.run_until_complete, args=(self._run(),))
 
-    @property
-    def url(self):
-        return f"ws://127.0.0.1:{self.port}"
-
-    def __enter__(self):
-        self.thread.start()
-        assert self.started.wait(20)
-        return self
-
-    def __exit__(self, *_):
-        self.loop.call_soon_threadsafe(self.ending.set_result, None)
-        self.thread.join()
-
-    async def _run(self):
-        self.ending = self.loop.create_future()
-        options = {"select_subprotocol": lambda _, asked: asked[0] if asked else None, "compression": None}
-        async with serve(self._pass, "127.0.0.1", self.port, **options):
-            self.started.set()
-            await self.ending
-
-    async def _pass(self, user):
+    async def _serve(self, user):
         asked = user.request.headers.get("Sec-WebSocket-Protocol")
         options = {"subprotocols": [asked] if asked else None, "compression": None, "proxy": None}
         async with connect(self.server.url + user.request.path, **options) as server:
