@@ -554,15 +554,18 @@ def test_another_number_of_shards_at_the_next_start_changes_nothing(make_server,
         assert [message["body"] for message in page["messages"]] == [f"with {n} shards" for n in (1, 3, 2, 1)]
 
 
-def test_slow_clients_lag_and_lose_nothing(make_server, users):
-    """A client that stops reading is told that it lags, pulls, and has everything (P12)."""
+@pytest.mark.parametrize("count, size", [(1200, 10), (400, 60_000)], ids=["unacknowledged", "bytes"])
+def test_slow_clients_lag_and_lose_nothing(make_server, users, count, size):
+    """A client that stops reading is told that it lags, pulls, and has everything (P12).
+
+    It lags for what it has not acknowledged, as little as that is; and for what waits in the server, as few as those are.
+    """
     from harness.client import Client
 
     server = make_server().start()
     with Client(server, users[0]) as alice, Client(server, users[1]) as slow, Client(server, users[2]) as carol:
-        conv, body = conversation(*users[:2]), "x" * 16_000
-        # Enough to fill the kernel's buffers and the server's bound many times over.
-        count = 1200
+        # The large ones fill the kernel's buffers and the server's bound many times over.
+        conv, body = conversation(*users[:2]), "x" * size
         for start in range(0, count, 40):
             ids = [alice.post(users[1], body) for _ in range(start, start + 40)]
             for id in ids:
