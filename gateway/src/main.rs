@@ -42,13 +42,17 @@ enum Command {
     #[command(after_help = "Examples:\n  \
         ringway dev\n  \
         ringway dev --listen 127.0.0.1:9000 --data /tmp/ringway --shards 1\n  \
-        ringway dev --echo      (and a plain echo at ws://127.0.0.1:8800/echo)")]
+        ringway dev --echo      (and a plain echo at ws://127.0.0.1:8800/echo)\n\n\
+        Ctrl-C or SIGTERM sends clients away and stops with a last checkpoint, a second one at once; one that comes\n\
+        before everything was recovered ends the start, and the next start recovers it.")]
     Dev(command::serve::DevArguments),
     /// Start a server as a configuration says.
     #[command(after_help = "Examples:\n  \
         ringway config default > ringway.toml\n  \
         ringway serve --config ringway.toml\n  \
-        RINGWAY_LOG_FORMAT=json ringway serve --config ringway.toml")]
+        RINGWAY_LOG_FORMAT=json ringway serve --config ringway.toml\n\n\
+        SIGTERM sends clients away and stops with a last checkpoint, a second one at once; one that comes before\n\
+        everything was recovered ends the start, and the next start recovers it.")]
     Serve(command::serve::ServeArguments),
     /// Make a token for a user and print it, and nothing else.
     #[command(after_help = "Examples:\n  \

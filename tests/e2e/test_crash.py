@@ -4,10 +4,12 @@
 runs for as long as that takes; `SEED=...` repeats the moments.
 """
 
+import errno
 import os
 import random
 import re
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -137,6 +139,57 @@ def test_a_second_crash_while_recovering(make_server, moments, users):
         server.spawn()
         time.sleep(moments.uniform(0.0, 0.3))
         server.kill()
+    server.start()
+    check(server, [record])
+
+
+@pytest.mark.parametrize("signals", (1, 2))
+def test_sigterm_while_recovering_ends_the_start(make_server, users, signals):
+    """Recovery hangs for as long as the test likes: what it reads is a pipe into which nobody writes."""
+    server = make_server().start()
+    chatter = Chatter(server, int(users[0]))
+    time.sleep(1.0)
+    server.terminate()
+    assert server.wait() == 0, server.output()
+    record = chatter.join()
+    mark = server.data / "views" / "MARK"
+    aside = mark.with_name("aside")
+    mark.rename(aside)
+    os.mkfifo(mark)
+    server.spawn()
+    pipe = wait_until(lambda: writer_of(mark), "recovery reads the mark of the views")
+    for _ in range(signals):
+        server.terminate()
+    assert server.wait() == 0, server.output()
+    assert "before everything was recovered" in server.output()
+    os.close(pipe)
+    mark.unlink()
+    aside.rename(mark)
+    server.start()
+    check(server, [record])
+
+
+def writer_of(pipe):
+    """A descriptor that writes to a pipe, once somebody reads from it."""
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        assert error.errno == errno.ENXIO, error
+        return None
+
+
+def test_sigterm_at_any_moment_of_a_start_loses_nothing(make_server, moments, users):
+    server = make_server().start()
+    chatter = Chatter(server, int(users[0]))
+    time.sleep(1.5)
+    server.kill()
+    record = chatter.join()
+    for _ in range(8):
+        server.spawn()
+        time.sleep(moments.uniform(0.05, 0.4))
+        server.terminate()
+        # Before there is any start to end, the signal does what it does to every process.
+        assert server.wait() in (0, -signal.SIGTERM), server.output()
     server.start()
     check(server, [record])
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, SystemTime};
 
 use gateway::auth::{Authenticator, DEV_AUDIENCE, DEV_ISSUER, DEV_KEY_FILE, DEV_KID, TokenOrder, secret_file, sign};
@@ -16,6 +17,8 @@ use super::{Done, Failure, load_config, print};
 
 /// How long the tokens are good for that `dev` prints.
 const DEV_TOKEN_S: u64 = 30 * 24 * 3_600;
+/// How often a process that starts looks for a signal.
+const LOOKS_EVERY: Duration = Duration::from_millis(20);
 /// Exit code of a process whose storage another process took over: a supervisor must not start it again
 /// at once, or the two would take it from each other for ever.
 const EXIT_FENCED: i32 = 78;
@@ -76,7 +79,10 @@ fn run(config: &Config, auth: Authenticator, greet: impl FnOnce(&Node) -> Done) 
     start_log(config);
     // Before any thread starts, so that no signal is lost on the way.
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    let node = Node::start(config, auth)?;
+    let Some(node) = start(config, auth, &mut signals)? else {
+        tracing::info!("told to stop before everything was recovered: nothing is lost, the next start recovers it");
+        return Ok(());
+    };
     greet(&node)?;
     tracing::info!(address = %node.address(), internal = %node.internal(), "serving");
     let fenced = wait_for_end(&node, &mut signals);
@@ -97,6 +103,28 @@ fn run(config: &Config, auth: Authenticator, greet: impl FnOnce(&Node) -> Done) 
         std::process::exit(EXIT_FENCED);
     }
     Ok(())
+}
+
+/// Starts the node; `None`: a signal came first, and the caller is to end the process.
+///
+/// A start may wait for a disk, for a database, or for a long journal. It shows nothing of a store and acknowledges
+/// nothing, and wherever it is, a kill would do no harm: so its thread is not asked to end but ends with the process.
+fn start(config: &Config, auth: Authenticator, signals: &mut Signals) -> Result<Option<Node>, Failure> {
+    let (report, started) = mpsc::channel();
+    let config = config.clone();
+    let thread = std::thread::Builder::new().name("start".to_owned());
+    let thread = thread.spawn(move || drop(report.send(Node::start(&config, auth))))?;
+    loop {
+        match started.recv_timeout(LOOKS_EVERY) {
+            Ok(node) => return Ok(Some(node?)),
+            Err(RecvTimeoutError::Timeout) if signals.pending().next().is_some() => return Ok(None),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                let panic = thread.join().expect_err("a start that ends otherwise has reported");
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
 }
 
 /// Waits for a signal; `true`: another process took over the storage.
