@@ -183,8 +183,8 @@ settings! {
         issuer: String = "ringway";
         /// The `aud` that every token must carry.
         audience: String = "ringway";
-        /// Seconds by which clocks of issuer and node may differ.
-        leeway_s: Bounded<0, 300> = "5";
+        /// Seconds by which clocks of issuer and node may differ. A session outlives its token by as long.
+        leeway_s: Bounded<0, 25> = "5";
         /// Seconds for which a resume ticket is good, at most until its token expires.
         ticket_s: Bounded<1, 604_800> = "86400";
         /// Accept `?token=` in the URL of `/ws`. URLs end in logs: leave it off unless a client cannot do otherwise.
@@ -630,6 +630,8 @@ mod tests {
             ("[server]\necho = \"yes\"", "`true` or `false`"),
             ("[storage]\nbackend = \"oracle\"", "`embedded` or `postgres`"),
             ("[limits]\nhandshake_ms = -1", "100 to 60000"),
+            // A session is closed within 30 s of the end of its token, the leeway included (docs/protocol.md).
+            ("[auth]\nleeway_s = 26", "0 to 25"),
         ] {
             let error = load(text, &[], &[]).unwrap_err().to_string();
             assert!(error.contains(allowed), "{error}");
