@@ -7,8 +7,6 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use shard_router::MailLimits;
-
 use crate::SeededState;
 use wire::ids::ConversationId;
 use wire::mail::SessionAddress;
@@ -26,10 +24,10 @@ pub struct Fences {
 }
 
 impl Fences {
-    /// For an owner to which so many shards send: room for twice the sends that all their mailboxes can hold, as one
+    /// For an owner to which so many shards send, each with so many requests under way: room for twice the sends that all their mailboxes can hold, as one
     /// fault of storage may fail them all.
-    pub fn for_shards(shards: u16, state: SeededState) -> Self {
-        Self::new(2 * usize::from(shards) * MailLimits::default().requests_max as usize, state)
+    pub fn for_shards(shards: u16, requests_max: u32, state: SeededState) -> Self {
+        Self::new(2 * usize::from(shards) * requests_max as usize, state)
     }
 
     /// `max` must exceed the requests that can be in flight to this hop.
@@ -102,6 +100,18 @@ mod tests {
         fences.failed(session(2), conversation, 0);
         assert_eq!(fences.blocks(session(1), conversation, 1), Some(1));
         assert_eq!(fences.blocks(session(2), conversation, 0), Some(0));
+    }
+
+    #[test]
+    fn an_owner_remembers_twice_what_the_mailboxes_can_hold() {
+        let conversation = ConversationId::direct(UserId(1), UserId(2));
+        let session = |index| SessionAddress { shard: 0, index, generation: 1 };
+        let mut fences = Fences::for_shards(3, 2, SeededState::new(1));
+        for index in 0..13 {
+            fences.failed(session(index), conversation, 0);
+        }
+        assert_eq!(fences.blocks(session(0), conversation, 0), None);
+        assert_eq!(fences.blocks(session(1), conversation, 0), Some(0));
     }
 
     #[test]

@@ -87,6 +87,8 @@ counters! {
     parked_refused "Commands refused because too many bytes were waiting for storage.",
     pending_refused "Sends refused because too much was waiting for its commit, or storage stalled.",
     pulls_refused "Reads of history refused because too many were under way.",
+    reads_waited "Reads of history that waited for a seq that was not there yet.",
+    reads_left "Reads that waited for a seq when their client went away.",
     appends_refused "Parts of groups that storage refused.",
     fenced "Parts refused because another owner has the slot.",
     stalls "Times that a commit took longer than a send may wait.",

@@ -1,5 +1,7 @@
 //! How much one shard's rules may hold. Each limit says what happens when it is reached.
 
+use shard_router::MailLimits;
+
 /// Caps of one shard. Whatever is refused, cut or closed because of one is counted in [`crate::Counters`]; what is only
 /// forgotten, to be read again, shows in what the shard holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +58,9 @@ pub struct Limits {
     pub heads_per_turn_max: u32,
     /// How long a send may wait for its commit before it is answered `unavailable`.
     pub commit_wait_ms: u64,
+    /// Requests that one shard may have under way to another, as the mailboxes have it: an owner remembers the
+    /// failures of as many senders as can fail at once.
+    pub requests_max: u32,
 }
 
 impl Default for Limits {
@@ -86,6 +91,7 @@ impl Default for Limits {
             tracked_per_session_max: 64,
             heads_per_turn_max: 256,
             commit_wait_ms: 2_000,
+            requests_max: MailLimits::default().requests_max,
         }
     }
 }

@@ -183,7 +183,7 @@ impl Owner {
         let begun = Begun::new(&limits, shards, state);
         Self {
             window: Window::new(limits.dedup_entries_max, seed, state),
-            fences: Fences::for_shards(shards, state),
+            fences: Fences::for_shards(shards, limits.requests_max, state),
             limits,
             facts,
             slots: (0..SLOTS).map(|_| None).collect(),
@@ -221,6 +221,9 @@ impl Owner {
     /// A letter for a conversation's owner.
     pub(crate) fn letter<E: Effects>(&mut self, now: Now, letter: &Letter<'_>, fx: &mut E) {
         let Address::Conversation(id) = letter.to else { unreachable!("the shard sorts letters by address") };
+        if let Mail::Left { request, .. } = letter.mail {
+            return self.give_up_reads_of(request.session, id, fx);
+        }
         if let Err((code, after_ms)) = self.may_run(id) {
             return self.refuse_letter(letter, code, after_ms, fx);
         }

@@ -3,7 +3,7 @@
 
 use storage_seam::{ReadError, Rows, Space, StorageRequest, ViewRead};
 use wire::ids::{ChangeNumber, ConversationId, UserId};
-use wire::mail::{Address, Letter, Mail, Request, SummaryMail};
+use wire::mail::{Address, Letter, Mail, Request, SessionAddress, SummaryMail};
 use wire::protocol::ErrorCode;
 
 use crate::effects::{Effects, Now};
@@ -185,6 +185,7 @@ impl Owner {
     /// What is asked for is not there yet.
     fn pull_later<E: Effects>(&mut self, now: Now, pull: &Pull, fx: &mut E) {
         if self.waiting.len() < self.limits.pulls_max as usize {
+            self.counters.reads_waited += 1;
             return self.waiting.add(now.monotonic_ms, pull);
         }
         self.counters.pulls_refused += 1;
@@ -199,6 +200,15 @@ impl Owner {
     pub(crate) fn pull_what_waited<E: Effects>(&mut self, now: Now, id: ConversationId, head: u64, fx: &mut E) {
         for pull in self.waiting.reached(id, head) {
             self.pull(now, &pull, fx);
+        }
+    }
+
+    /// A session is gone: its reads give up their places. They are answered like all others, since an answer
+    /// gives back the room of its request.
+    pub(crate) fn give_up_reads_of<E: Effects>(&mut self, session: SessionAddress, id: ConversationId, fx: &mut E) {
+        for pull in self.waiting.of(id, |pull| pull.request.session == session) {
+            self.counters.reads_left += 1;
+            Self::say_behind(&pull, fx);
         }
     }
 

@@ -8,6 +8,7 @@ mod beats;
 mod sends;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use slab::Slab;
 use wire::close::CloseCode;
@@ -109,6 +110,9 @@ pub(crate) struct Sessions {
     slab: Slab<Session>,
     #[expect(clippy::vec_box, reason = "lent out and taken back box by box")]
     spare: Vec<Box<Receipts>>,
+    /// Reads with a `min_seq` that are under way, by the place of their session: one that goes tells those who hold
+    /// a place for it. Few ask so, and each of them no more than `reads_per_session_max`.
+    ahead: BTreeMap<u32, Vec<(u32, ConversationId)>>,
     generation: u32,
     random: u64,
     pub pressure: Pressure,
@@ -125,6 +129,7 @@ impl Sessions {
             generation_of_store: store,
             class,
             spare: Vec::new(),
+            ahead: BTreeMap::new(),
             generation: 0,
             random: seed,
             pressure: Pressure::default(),
@@ -192,6 +197,10 @@ impl Sessions {
     pub(crate) fn closed<E: Effects>(&mut self, key: SessionKey, fx: &mut E) {
         let request = self.request(key, Asked::Other);
         let session = self.slab.remove(key.0 as usize);
+        for (_, conversation) in self.ahead.remove(&key.0).unwrap_or_default() {
+            let mail = Mail::Left { request, conversation };
+            fx.post(&Letter { to: Address::User(session.user), mail, payload: &[] });
+        }
         if session.phase != Phase::Rest {
             fx.post(&Letter { to: Address::User(session.user), mail: Mail::Detach { request }, payload: &[] });
         }
@@ -316,7 +325,9 @@ impl Sessions {
             limit: pull.limit.unwrap_or(50).clamp(1, 100),
             min_seq: pull.min_seq.unwrap_or(0),
         };
-        self.ask_to_read(key, mail, fx);
+        if self.ask_to_read(key, mail, fx) && pull.min_seq.is_some() {
+            self.ahead.entry(key.0).or_default().push((request.number, pull.conversation));
+        }
     }
 
     /// Begins a request whose answer is large; `None`: too many are under way, and the client has been told.
@@ -338,10 +349,23 @@ impl Sessions {
         Some(Request { number: request.number | READ_BIT, ..request })
     }
 
-    fn ask_to_read<E: Effects>(&mut self, key: SessionKey, mail: Mail, fx: &mut E) {
+    fn ask_to_read<E: Effects>(&mut self, key: SessionKey, mail: Mail, fx: &mut E) -> bool {
         let user = self.slab[key.0 as usize].user;
-        if !self.ask(key, Address::User(user), mail, &[], fx) {
+        let asked = self.ask(key, Address::User(user), mail, &[], fx);
+        if !asked {
             self.slab[key.0 as usize].reads -= 1;
+        }
+        asked
+    }
+
+    /// A read was answered.
+    fn has_read(&mut self, key: SessionKey, number: u32) {
+        self.slab[key.0 as usize].reads -= 1;
+        if let Some(ahead) = self.ahead.get_mut(&key.0) {
+            ahead.retain(|(of, _)| *of != number);
+            if ahead.is_empty() {
+                self.ahead.remove(&key.0);
+            }
         }
     }
 
@@ -375,7 +399,7 @@ impl Sessions {
         if let Mail::Page { request, .. } | Mail::Listed { request, .. } | Mail::Refused { request, .. } = letter.mail
             && request.number & READ_BIT != 0
         {
-            self.slab[address.index as usize].reads -= 1;
+            self.has_read(key, request.number);
         }
         match letter.mail {
             Mail::Message { message, change, .. } => self.push(key, &message, change, letter.payload, fx),

@@ -235,7 +235,7 @@ impl Chat {
     }
 
     /// What is held now, by name.
-    pub fn sizes(&self) -> [(&'static str, u64); 10] {
+    pub fn sizes(&self) -> [(&'static str, u64); 11] {
         let (users, idle_users, tails_bytes) = self.users.sizes();
         [
             ("sessions", self.sessions.len() as u64),
@@ -248,6 +248,7 @@ impl Chat {
             ("overlay_bytes", self.owner.overlay.bytes() as u64),
             ("parked_bytes", self.owner.parked_bytes as u64),
             ("awaited_reads", self.owner.awaited.len() as u64),
+            ("waiting_reads", self.owner.waiting.len() as u64),
         ]
     }
 }

@@ -77,6 +77,7 @@ pub(crate) struct Users {
 impl Users {
     pub(crate) fn new(limits: Limits, epoch: u64, shards: u16, seed: u64) -> Self {
         let state = SeededState::new(seed);
+        let fences = Fences::for_shards(shards, limits.requests_max, state);
         let known_max = (limits.sessions_max + limits.idle_users_max) as usize;
         Self {
             limits,
@@ -86,7 +87,7 @@ impl Users {
             known: Slab::with_capacity(known_max),
             idle: VecDeque::new(),
             tails_bytes: 0,
-            fences: Fences::for_shards(shards, state),
+            fences,
             gathers: Slab::new(),
             lists: HashMap::with_hasher(state),
             pressure: Pressure::default(),
@@ -152,7 +153,9 @@ impl Users {
                 self.gather(request, Purpose::List { skip, limit }, fx);
             }
             Mail::Changes { request, after, limit } => self.changes(request, after, limit, fx),
-            Mail::Send(_) | Mail::Mark { .. } | Mail::Pull { .. } | Mail::Signalling { .. } => self.pass_on(letter, fx),
+            Mail::Send(_) | Mail::Mark { .. } | Mail::Pull { .. } | Mail::Signalling { .. } | Mail::Left { .. } => {
+                self.pass_on(letter, fx);
+            }
             Mail::Summary { request, .. } => self.summarised(request, letter, fx),
             Mail::Refused { request, code, .. } if request.number & GATHER_BIT != 0 => {
                 self.summary_refused(request, code, fx);
@@ -184,7 +187,9 @@ impl Users {
     /// A request on its way from a session to a conversation's owner.
     fn pass_on<E: Effects>(&mut self, letter: &Letter<'_>, fx: &mut E) {
         let (request, conversation) = match letter.mail {
-            Mail::Signalling { request, conversation, .. } => (request, conversation),
+            Mail::Signalling { request, conversation, .. } | Mail::Left { request, conversation } => {
+                (request, conversation)
+            }
             ref mail => crate::owner::request_of(mail).expect("matched by the caller"),
         };
         let send = if let Mail::Send(send) = &letter.mail { Some(send) } else { None };

@@ -1,6 +1,6 @@
 //! Reads that are ahead: whoever asks for a seq that is not there yet gets it if it comes soon (P8).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 
 use wire::ids::ConversationId;
 
@@ -10,28 +10,34 @@ use crate::reading::Pull;
 /// How long a read waits for its `min_seq`.
 const WAIT_MS: u64 = 1_000;
 
-/// The reads that wait, of one shard.
+/// Until when a read waits, and its number: the order in which they are given up.
+type Place = (u64, u64);
+
+/// The reads that wait, of one shard. A read that is answered has left nothing behind.
 #[derive(Debug)]
 pub(crate) struct WaitingReads {
-    reads: HashMap<ConversationId, Vec<(u64, Pull)>, SeededState>,
-    /// When to look at which conversation, in order; it may have been answered before.
-    due: VecDeque<(u64, ConversationId)>,
+    reads: BTreeMap<Place, Pull>,
+    /// The places of each conversation's, in order.
+    places: HashMap<ConversationId, Vec<Place>, SeededState>,
+    /// Number of the next.
+    next: u64,
 }
 
 impl WaitingReads {
     pub(crate) fn new(state: SeededState) -> Self {
-        Self { reads: HashMap::with_hasher(state), due: VecDeque::new() }
+        Self { reads: BTreeMap::new(), places: HashMap::with_hasher(state), next: 0 }
     }
 
     /// How many places are taken.
     pub(crate) fn len(&self) -> usize {
-        self.due.len()
+        self.reads.len()
     }
 
     pub(crate) fn add(&mut self, now_ms: u64, pull: &Pull) {
-        let until_ms = now_ms + WAIT_MS;
-        self.due.push_back((until_ms, pull.conversation));
-        self.reads.entry(pull.conversation).or_default().push((until_ms, *pull));
+        let place = (now_ms + WAIT_MS, self.next);
+        self.next += 1;
+        self.reads.insert(place, *pull);
+        self.places.entry(pull.conversation).or_default().push(place);
     }
 
     /// Takes the reads that a conversation of that head can answer.
@@ -39,29 +45,34 @@ impl WaitingReads {
         if self.reads.is_empty() {
             return Vec::new();
         }
-        self.take(conversation, |_, pull| pull.min_seq <= head)
+        self.of(conversation, |pull| pull.min_seq <= head)
     }
 
     /// Takes the reads that have waited for long enough.
     pub(crate) fn late(&mut self, now_ms: u64) -> Vec<Pull> {
-        let mut late = Vec::new();
-        while let Some((_, conversation)) = self.due.pop_front_if(|due| due.0 <= now_ms) {
-            late.extend(self.take(conversation, |until_ms, _| until_ms <= now_ms));
-        }
-        late
+        let late: Vec<_> = self.reads.range(..(now_ms + 1, 0)).map(|(&place, _)| place).collect();
+        late.into_iter().map(|place| self.take(place)).collect()
     }
 
-    fn take(&mut self, conversation: ConversationId, is_over: impl Fn(u64, &Pull) -> bool) -> Vec<Pull> {
-        let Some(waiting) = self.reads.get_mut(&conversation) else { return Vec::new() };
-        let taken = waiting.extract_if(.., |(until_ms, pull)| is_over(*until_ms, pull)).map(|(_, pull)| pull).collect();
-        if waiting.is_empty() {
-            self.reads.remove(&conversation);
+    /// Takes those of a conversation's reads that are meant, in order.
+    pub(crate) fn of(&mut self, conversation: ConversationId, is_meant: impl Fn(&Pull) -> bool) -> Vec<Pull> {
+        let Some(places) = self.places.get(&conversation) else { return Vec::new() };
+        let meant: Vec<_> = places.iter().filter(|place| is_meant(&self.reads[place])).copied().collect();
+        meant.into_iter().map(|place| self.take(place)).collect()
+    }
+
+    fn take(&mut self, place: Place) -> Pull {
+        let pull = self.reads.remove(&place).expect("a place that was just seen");
+        let places = self.places.get_mut(&pull.conversation).expect("each read has its place");
+        places.retain(|other| *other != place);
+        if places.is_empty() {
+            self.places.remove(&pull.conversation);
         }
-        taken
+        pull
     }
 
     /// When the next one has waited for long enough.
     pub(crate) fn deadline_ms(&self) -> Option<u64> {
-        self.due.front().map(|due| due.0)
+        self.reads.first_key_value().map(|(place, _)| place.0)
     }
 }

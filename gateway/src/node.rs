@@ -326,6 +326,7 @@ fn chat_config(config: &Config, shard: u16, map: &SlotMap, facts: &StoreFacts) -
         new_conversations_window_ms: config.limits.new_conversations_window_s.get() * 1_000,
         pending_bytes_max: (config.limits.pending_mb_max.get() as u32) << 20,
         lists_per_user_max: config.limits.lists_per_user_max.get() as u32,
+        requests_max: mail_limits(config).requests_max,
         ..chat::Limits::default()
     };
     Ok(ChatConfig { shard, slots: map.clone(), facts: facts.clone(), limits, seed: u64::from_ne_bytes(seed) })

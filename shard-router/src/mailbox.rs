@@ -429,6 +429,8 @@ impl Outbox {
                 (user, conversation, 0)
             }
             Mail::DirtyAll { .. } => return self.collapse_all(counters),
+            // Nothing is lost: what waits for who has gone waits its time out.
+            Mail::Left { .. } => return,
             _ => {
                 counters.signals_dropped += 1;
                 return;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use chat::{ChatConfig, Now};
+use chat::{ChatConfig, Limits, Now};
 use gateway::auth::{Authenticator, TokenOrder, sign};
 use gateway::config::KeyAlgorithm;
 use gateway::shard::{Input, Output, Shard, ShardParts, ShardSettings};
@@ -110,7 +110,7 @@ impl Node {
                     shard: number as u16,
                     slots: map.clone(),
                     facts: facts.clone(),
-                    limits: plan.limits.clone(),
+                    limits: Limits { requests_max: plan.mail.requests_max, ..plan.limits.clone() },
                     seed: seed ^ number as u64,
                 };
                 let settings = settings(plan, number as u16);

@@ -112,6 +112,8 @@ fn limits(rng: &mut Rng) -> Limits {
         reads_per_session_max: rng.between(1, 4) as u16,
         commit_wait_ms: rng.between(50, 2_000),
         heads_per_turn_max: rng.between(1, 4) as u32,
+        // What the mailboxes have, which the node knows.
+        ..Limits::default()
     }
 }
 

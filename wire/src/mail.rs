@@ -226,6 +226,8 @@ pub enum Mail {
     /// this tells the sessions of its users, and the sessions it holds, to open again, and answers from
     /// no tail of changes that was begun before.
     DirtyAll { from: u16 },
+    /// Who asked to read this conversation has gone: nobody waits for what is not there yet.
+    Left { request: Request, conversation: ConversationId },
     /// A signal on its way to the conversation's owner. Payload: name, then body.
     Signalling { request: Request, conversation: ConversationId, name_bytes: u32 },
 
@@ -273,6 +275,7 @@ impl Mail {
             | Self::Signal { .. }
             | Self::Dirty { .. }
             | Self::DirtyAll { .. }
+            | Self::Left { .. }
             | Self::Signalling { .. } => MailClass::Event,
         }
     }

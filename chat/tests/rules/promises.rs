@@ -102,6 +102,33 @@ fn a_read_that_finds_no_room_to_wait_is_told_that_it_is_ahead() {
     world.send(a, B, "here it is");
     world.settle();
     assert_eq!(count(&world.take(2), r#""type":"page""#), 1);
+    // Its place is free again at once: nobody holds it who has what they asked for.
+    world.take(1);
+    world.frame(a, &pull_at(ConversationId::direct(A, B), 2));
+    world.settle();
+    assert_eq!(count(&world.take(1), "behind"), 0);
+    world.send(b, A, "and the next");
+    world.settle();
+    assert_eq!(count(&world.take(1), r#""type":"page""#), 1);
+}
+
+/// Who goes away waits for nothing, and holds no place that somebody else could have.
+#[test]
+fn a_client_that_goes_gives_up_the_places_where_it_waited() {
+    let mut world = World::new(Limits { pulls_max: 2, ..Limits::default() });
+    let (a, b) = (world.open(1, A, 1, None), world.open(2, B, 1, None));
+    let waiting = |world: &World| world.chat.sizes().iter().find(|(name, _)| *name == "waiting_reads").unwrap().1;
+    world.frame(b, &pull_at(ConversationId::direct(A, B), 1));
+    world.frame(a, &pull_at(ConversationId::direct(A, B), 1));
+    world.settle();
+    assert_eq!(waiting(&world), 2);
+    world.chat.closed(b, &mut world.out);
+    world.settle();
+    assert_eq!((waiting(&world), world.chat.counters().reads_left), (1, 1));
+    world.send(a, B, "here it is");
+    world.settle();
+    assert_eq!((waiting(&world), count(&world.take(1), r#""type":"page""#)), (0, 1));
+    assert_eq!(world.chat.deadline().filter(|at| *at <= world.now.monotonic_ms + 1_000), None);
 }
 
 /// P10: a client that comes back while storage is away is answered from memory, as far as that reaches.
