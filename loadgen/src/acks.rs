@@ -64,11 +64,9 @@ impl AckWriter {
 
     /// Hands what was noted to the system, so that it survives this process.
     pub fn flush(&mut self) -> std::io::Result<()> {
-        if !self.lines.is_empty() {
-            self.file.write_all(&self.lines)?;
-            self.lines.clear();
-        }
-        Ok(())
+        // What failed half-way is not begun again: it would stand in the middle of a line.
+        let lines = std::mem::take(&mut self.lines);
+        if lines.is_empty() { Ok(()) } else { self.file.write_all(&lines) }
     }
 }
 

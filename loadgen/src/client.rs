@@ -3,6 +3,8 @@
 //! A protocol is one file in `drivers/`: it says the first word, reads frames, writes messages and keeps what it
 //! needs to find losses. Connecting, upgrading, backing off and ending are the same for all and live here.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
 use wire::ids::UserId;
 use wire::reader::{Event, Input, Reader};
@@ -376,6 +378,18 @@ fn upgrade_request<'a>(
     bearer: Option<&'a str>,
 ) -> UpgradeRequest<'a> {
     UpgradeRequest { host: &habits.host, target: &habits.target, nonce, subprotocol, bearer }
+}
+
+/// Holds both halves of each conversation against each other; those come back whose other half is not among them.
+pub fn audit_pairs(accounts: impl IntoIterator<Item = Account>, counts: &mut Counts) -> Vec<Account> {
+    let mut open: HashMap<(UserId, UserId), Account> = HashMap::new();
+    for account in accounts {
+        match open.remove(&(account.peer, account.user)) {
+            Some(other) => audit(&account, &other, counts),
+            None => drop(open.insert((account.user, account.peer), account)),
+        }
+    }
+    open.into_values().collect()
 }
 
 /// Holds what each wrote to the other against what arrived; messages that nobody answered are not lost but unknown.

@@ -128,6 +128,11 @@ impl Tokens {
         Some((UserId(user), device))
     }
 
+    /// Who is at that place: whom the token names, or else the one who is so many after the first.
+    pub fn user(&self, place: u32, first_user: u64) -> UserId {
+        self.owner(place).map_or(UserId(first_user + u64::from(place)), |(user, _)| user)
+    }
+
     /// Bytes that all of them take.
     pub fn bytes(&self) -> usize {
         self.rest.capacity() + self.ends.capacity() * size_of::<u32>()

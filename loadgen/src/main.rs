@@ -25,9 +25,49 @@ mod arguments;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+const EXAMPLES: &str = "\
+Examples:
+  ringway-loadgen run --data ringway-data --users 1000 --rate 500 --duration 20s --report first.html
+  ringway-loadgen saturate --data ringway-data --users 10000 --threshold 'delivery.p99 < 20ms'
+  ringway-loadgen help run        all flags of a command, with more examples";
+const RUN_EXAMPLES: &str = "\
+Examples:
+  A server that `ringway dev` started here, and a page of how it was:
+    ringway-loadgen run --data ringway-data --users 1000 --rate 500 --duration 20s --report first.html
+  A guard for a deployment, against a server elsewhere:
+    ringway-loadgen run --url wss://chat.example.org --jwt-key key.pem --kid one --users 200 \\
+        --threshold 'delivery.p99 < 20ms' --threshold 'lost == 0' --set abort.on_breach=true
+  With tokens as somebody else makes them:
+    ringway-loadgen run --url wss://chat.example.org --tokens tokens.txt --users 200
+  A scenario of its own: write one down, change it, run it, and read back what was acknowledged:
+    ringway-loadgen run --scenario storm --users 2000 --print-scenario >mine.toml
+    ringway-loadgen run --scenario mine.toml --data ringway-data --acks acks
+    ringway-loadgen verify --acks acks --data ringway-data";
+const AGENT_EXAMPLES: &str = "\
+Example:
+  On each of two machines, and then on a third one or one of them:
+    ringway-loadgen agent --listen 192.0.2.1:9000
+    ringway-loadgen run --agents 192.0.2.1:9000,192.0.2.2:9000 --url ws://192.0.2.9:8800 --jwt-key key --users 10000";
+const SATURATE_EXAMPLES: &str = "\
+Examples:
+  ringway-loadgen saturate --data ringway-data --users 10000 --threshold 'delivery.p99 < 20ms' --report capacity.html
+  Between two rates, ten seconds each:
+    ringway-loadgen saturate --data ringway-data --users 1000 --threshold 'delivery.p99 < 20ms' \\
+        --set saturate.from=2000 --set saturate.to=50000 --set saturate.probe=10s";
+const BURST_EXAMPLES: &str = "\
+Example:
+  ringway-loadgen burst-drain --data ringway-data --users 1000 --server-pid $(pgrep -x ringway)";
+const VERIFY_EXAMPLES: &str = "\
+Example:
+  ringway-loadgen run --data ringway-data --acks acks
+  ringway-loadgen verify --acks acks --data ringway-data";
+const REPORT_EXAMPLES: &str = "\
+Example:
+  ringway-loadgen report before-1.json before-2.json after-1.json after-2.json -o compared.html";
+
 /// Simulated users for Ringway.
 #[derive(Parser)]
-#[command(name = "ringway-loadgen", version)]
+#[command(name = "ringway-loadgen", version, after_help = EXAMPLES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -38,27 +78,34 @@ enum Command {
     /// Users chat as a scenario says: open loop, latencies from when a message was due.
     ///
     /// Exit code 0: all good; 1: messages were lost, doubled or reordered; 2: it could not run; 3: a threshold does not
-    /// hold; 4: messages were never answered, and whether they were kept is unknown; 5: it was told to stop.
+    /// hold; 4: messages were never answered, and whether they were kept is unknown; 5: it was told to stop; 6: less was
+    /// measured than was asked for.
+    #[command(after_long_help = RUN_EXAMPLES)]
     Run(Box<RunArguments>),
     /// Does a part of runs that a coordinator on another machine begins (`run --agents`).
+    #[command(after_long_help = AGENT_EXAMPLES)]
     Agent(AgentArguments),
     /// Finds the highest rate that meets the thresholds, and measures at 10, 25, 50, 75 and 90 % of it.
     ///
     /// Exit codes as of `run`, for the highest good rate; 2 if there is none.
+    #[command(after_long_help = SATURATE_EXAMPLES)]
     Saturate(Box<RunArguments>),
     /// Stops the server, puts one message into each session's socket, lets it go on, and counts its processor time.
     ///
     /// Exit code 0: counted, and nothing lost, doubled or reordered; 1: something was; 2: it could not run.
+    #[command(after_long_help = BURST_EXAMPLES)]
     BurstDrain(Box<BurstArguments>),
     /// Reads back every message that a run saw acknowledged.
     ///
     /// Exit code 0: all there, once; 1: something is missing, changed or doubled; 2: could not be checked; 4: all there,
     /// but the run also left messages without an answer.
+    #[command(after_long_help = VERIFY_EXAMPLES)]
     Verify(Box<VerifyArguments>),
     /// Makes one HTML page of results that `--json` wrote; several are compared.
     ///
     /// Results of one label are repetitions and share a column, with bounds; labels stand against the first; several
     /// commits make a trend. Exit code 0: written; 2: it could not be.
+    #[command(after_long_help = REPORT_EXAMPLES)]
     Report(ReportArguments),
 }
 

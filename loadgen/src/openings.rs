@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use ring::ConnectError;
+
 use crate::link::{Link, State};
 
 /// Counts that would take too long to be taken anew with a million connections.
@@ -57,6 +59,17 @@ impl Openings {
     /// Who had to wait and may begin now, the first first.
     pub fn next(&mut self) -> Option<u32> {
         if self.under_way < self.under_way_max { self.postponed.pop_front() } else { None }
+    }
+}
+
+/// Why there is no connection.
+pub(crate) fn in_words(error: ConnectError) -> String {
+    match error {
+        ConnectError::Refused => "nobody listens there".to_owned(),
+        ConnectError::TimedOut => "nobody answers there".to_owned(),
+        ConnectError::NoPort => "no port is left to connect from: name more `server.sources`".to_owned(),
+        ConnectError::TableFull => "the table of connections is full".to_owned(),
+        ConnectError::Failed { code } => std::io::Error::from_raw_os_error(code).to_string(),
     }
 }
 

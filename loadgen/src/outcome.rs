@@ -17,19 +17,25 @@ pub enum Outcome {
     Unknown,
     /// Nothing is wrong, but it was told to stop before its time.
     Stopped,
+    /// Nothing is wrong with what was measured, but that is less than what was asked for.
+    Short,
 }
 
 /// It did not run at all.
 pub const COULD_NOT_RUN: u8 = 2;
 
 /// All codes, with what they mean.
-pub const CODES: [(u8, &str); 6] = [
-    (0, "nothing was lost, doubled or reordered, everything was answered, and all thresholds hold"),
+pub const CODES: [(u8, &str); 7] = [
+    (0, "nothing was lost, doubled or reordered, everything was sent and answered, and all thresholds hold"),
     (1, "messages were lost, doubled or reordered"),
     (COULD_NOT_RUN, "it could not run"),
     (3, "a threshold does not hold"),
     (4, "messages were sent and never answered: whether the server kept them is unknown"),
     (5, "it was told to stop before its time; nothing was wrong until then"),
+    (
+        6,
+        "less was measured than was asked for: sessions did not open, or messages were not sent, refused or not written down",
+    ),
 ];
 
 impl Outcome {
@@ -44,6 +50,8 @@ impl Outcome {
             Self::Unknown
         } else if result.aborted.is_some() {
             Self::Stopped
+        } else if result.never_opened() > 0 || counts.unsent + counts.failed + counts.unwritten > 0 {
+            Self::Short
         } else {
             Self::Good
         }
@@ -57,6 +65,7 @@ impl Outcome {
             Self::Breached => 3,
             Self::Unknown => 4,
             Self::Stopped => 5,
+            Self::Short => 6,
         }
     }
 }
@@ -67,6 +76,16 @@ pub struct InWords<'a>(pub &'a RunResult);
 impl fmt::Display for InWords<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = &self.0.counts;
+        let never_opened = self.0.never_opened();
+        if never_opened > 0 {
+            writeln!(f, "{never_opened} of {} sessions never opened.", self.0.users)?;
+        }
+        if counts.failed > 0 {
+            writeln!(f, "{} messages were refused for good: the errors above say why.", counts.failed)?;
+        }
+        if counts.unwritten > 0 {
+            writeln!(f, "Not all could be written down: `verify` would not see what is missing in the file.")?;
+        }
         if counts.late > 0 {
             let unsent = counts.unsent;
             writeln!(f, "{} messages could not be sent in time, {unsent} of them not at all.", counts.late)?;
@@ -100,6 +119,22 @@ mod tests {
     fn the_worst_counts() {
         let mut result = RunResult::default();
         assert_eq!(Outcome::of(&result).code(), 0);
+        for spoil in [
+            (|result| (result.users, result.open) = (2, 1)) as fn(&mut RunResult),
+            |result| result.counts.unsent = 1,
+            |result| result.counts.failed = 1,
+            |result| result.counts.unwritten = 1,
+        ] {
+            let mut result = result.clone();
+            spoil(&mut result);
+            assert_eq!(Outcome::of(&result).code(), 6);
+            assert!(!result.passed());
+        }
+        // Who came late was there.
+        let mut late = RunResult { users: 2, open: 1, ..result.clone() };
+        (late.counts.opened, late.counts.reopened) = (3, 1);
+        assert_eq!(Outcome::of(&late).code(), 0);
+        result.counts.unsent = 1;
         result.aborted = Some("told".to_owned());
         assert_eq!(Outcome::of(&result).code(), 5);
         result.counts.unanswered = 1;

@@ -17,6 +17,7 @@ use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer, Serializer as _, V2DeflateSerializer};
 use serde::{Deserialize, Serialize};
 
+use crate::outcome::Outcome;
 use crate::tally::{Counts, Tally, Times};
 
 /// What these documents are numbered with.
@@ -405,9 +406,15 @@ impl RunResult {
         self.counts.lost == 0 && self.counts.doubled == 0 && self.counts.reordered == 0
     }
 
-    /// Whether it is clean, ran to its end, and all its thresholds held.
+    /// How many sessions were wanted and never open.
+    pub fn never_opened(&self) -> u64 {
+        let opened = (self.counts.opened - self.counts.reopened).max(u64::from(self.open));
+        u64::from(self.users).saturating_sub(opened)
+    }
+
+    /// Whether it is as good as a run can be: what a page says is what the exit code says.
     pub fn passed(&self) -> bool {
-        self.is_clean() && self.aborted.is_none() && self.thresholds.iter().all(|threshold| threshold.passed)
+        Outcome::of(self) == Outcome::Good
     }
 }
 

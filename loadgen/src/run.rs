@@ -286,12 +286,14 @@ fn result(scenario: &Scenario, tally: &Tally, measured: &Measured, threads: u32)
     let facts = Facts { tally, seconds, cpu_percent, server_cpu_percent };
     let judge = |threshold: &Threshold| {
         let verdict = threshold.judge(&facts);
+        // What ended the run is a breach, though it may have come right again while the answers were waited for.
+        let ended_it = measured.breached.as_deref() == Some(threshold.text());
         result::Threshold {
             condition: threshold.text().to_owned(),
             measured: verdict.measured,
             unit: threshold.unit().to_owned(),
-            passed: verdict.passed,
-            note: bound.clone(),
+            passed: verdict.passed && !ended_it,
+            note: ended_it.then(|| "its breach ended the run".to_owned()).or_else(|| bound.clone()),
         }
     };
     RunResult {
@@ -335,6 +337,8 @@ pub struct Measured {
     pub open: u32,
     /// Why it ended before its time.
     pub aborted: Option<String>,
+    /// The condition whose breach that was.
+    pub breached: Option<String>,
 }
 
 /// Follows threads or agents: says when messages begin, and shows how it goes.
@@ -433,7 +437,11 @@ impl<'a> Watch<'a> {
     }
 
     fn abort(&mut self, why: &str) {
-        self.measured.aborted.get_or_insert_with(|| why.to_owned());
+        if self.measured.aborted.is_none() {
+            self.measured.aborted = Some(why.to_owned());
+            // What follows is the end, and no part of what is measured.
+            self.end_measuring(true);
+        }
         self.conductor.stop();
     }
 
@@ -452,7 +460,9 @@ impl<'a> Watch<'a> {
             server_cpu_percent: used.server_cpu_seconds.map(percent),
         };
         if let Some(breached) = self.scenario.thresholds.iter().find(|threshold| threshold.is_breached_early(&facts)) {
+            let breached = breached.text().to_owned();
             self.abort(&format!("`{breached}` was breached"));
+            self.measured.breached = Some(breached);
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::interval::Interval;
 use crate::result::{RunResult, Step};
 use crate::run::{Plan, RunError, run};
-use crate::scenario::ScenarioError;
+use crate::scenario::{Pattern, Saturate, ScenarioError};
 
 /// At which parts of the highest rate it is measured.
 const PARTS: [f64; 5] = [0.1, 0.25, 0.5, 0.75, 0.9];
@@ -31,7 +31,12 @@ pub fn saturate(
         plan.scenario.traffic.rate = rate;
         plan.scenario.traffic.duration = saturate.probe;
         let result = run(&plan, stop, &mut show)?;
-        let tried = judge(kind, fraction, &result);
+        let mut tried = judge(kind, fraction, &result);
+        if stop.load(Ordering::Relaxed) {
+            // What was cut short says nothing of its rate.
+            tried.passed = false;
+            tried.breached = Some("it was told to stop".to_owned());
+        }
         step(&tried);
         let passed = tried.passed;
         steps.push(tried);
@@ -58,6 +63,9 @@ pub fn saturate(
             Some(bad) => f64::midpoint(good, bad),
         };
     }
+    if best.is_none() && stop.load(Ordering::Relaxed) {
+        return Err(RunError::InVain("it was told to stop before any rate was found good".to_owned()));
+    }
     let Some(mut best) = best else {
         let why = "no rate meets the thresholds: look at the steps, and begin lower with saturate.from";
         return Err(RunError::InVain(why.to_owned()));
@@ -74,16 +82,23 @@ pub fn saturate(
             threshold.note.get_or_insert_with(|| "generator-bound, at least".to_owned());
         }
     }
+    if stop.load(Ordering::Relaxed) {
+        best.aborted = Some("it was told to stop: the highest rate may be higher".to_owned());
+    }
     best.steps = steps;
     Ok(best)
 }
 
 fn check(plan: &Plan) -> Result<(), RunError> {
     let scenario = &plan.scenario;
-    let why = if scenario.phases.is_empty() && scenario.traffic.rate > 0.0 {
-        (scenario.saturate.from <= 0.0).then_some("saturate.from must be above zero")
+    let traffic = &scenario.traffic;
+    let by_rate = scenario.phases.is_empty() && traffic.pattern != Pattern::Permutation && traffic.replay.is_none();
+    let why = if by_rate && traffic.rate > 0.0 {
+        let Saturate { from, to, precision, probe } = &scenario.saturate;
+        let is_sound = *from > 0.0 && to.is_finite() && *precision > 0.0 && probe.ns() > 0;
+        (!is_sound).then_some("saturate.from, .precision and .probe must be above zero, and .to a number")
     } else {
-        Some("saturate looks for one even rate: it takes no phases, and no idle scenario")
+        Some("saturate looks for one even rate: it takes no phases, no permutation, no replay and no idle scenario")
     };
     why.map_or(Ok(()), |why| Err(ScenarioError::Together(why.to_owned()).into()))
 }
@@ -102,6 +117,8 @@ fn judge(kind: &str, fraction: Option<f64>, result: &RunResult) -> Step {
         Some(format!("{:.1} % could not be sent in time", of_offered(counts.late) * 100.0))
     } else if counts.unanswered > 0 {
         Some(format!("{} messages were never answered", counts.unanswered))
+    } else if !result.passed() {
+        Some("sessions did not open, or messages were not sent or refused".to_owned())
     } else {
         None
     };
@@ -122,6 +139,7 @@ fn judge(kind: &str, fraction: Option<f64>, result: &RunResult) -> Step {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scenario::Kind;
 
     #[test]
     fn a_rate_is_good_when_nothing_speaks_against_it() {
@@ -137,5 +155,22 @@ mod tests {
         assert!(spoilt(|result| result.achieved_per_second = 90.0).unwrap().contains("90 %"));
         assert!(spoilt(|result| result.counts.late = 11).unwrap().contains("in time"));
         assert!(spoilt(|result| result.counts.unanswered = 1).unwrap().contains("never answered"));
+        assert!(spoilt(|result| result.counts.unsent = 1).unwrap().contains("not sent"));
+        assert!(spoilt(|result| result.users = 2).unwrap().contains("did not open"));
+    }
+
+    #[test]
+    fn what_has_no_rate_of_its_own_is_not_searched() {
+        let plan = |kind: Kind| {
+            let scenario = kind.defaults();
+            Plan { scenario, credentials: crate::credentials::Credentials::None, acks: None }
+        };
+        assert!(check(&plan(Kind::Pairs)).is_ok());
+        for kind in [Kind::Permutation, Kind::Day, Kind::Idle] {
+            assert!(check(&plan(kind)).is_err());
+        }
+        let mut never_ends = plan(Kind::Pairs);
+        never_ends.scenario.saturate.precision = 0.0;
+        assert!(check(&never_ends).is_err());
     }
 }

@@ -12,6 +12,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// Longest time that is told apart from longer ones: ten minutes.
 const NS_MAX: u64 = 600_000_000_000;
 
+/// How many kinds of errors are told apart, what the rest is called, and how much of one is kept.
+const ERROR_KINDS_MAX: usize = 100;
+const OTHER_ERRORS: &str = "errors of other kinds";
+const ERROR_CHARS_MAX: usize = 200;
+
 /// Times in nanoseconds, to three digits. One without times holds no memory: threads tell of each second.
 #[derive(Debug, Clone, Default)]
 pub struct Times(Option<Box<Histogram<u64>>>);
@@ -147,6 +152,7 @@ counts! {
     generations "Times the server's generation changed.",
     shrunk "Times a conversation's head fell below what the client had.",
     malformed "Frames that were not understood.",
+    unwritten "Times the file of acknowledged messages, or the record, could not be written.",
     bytes_in "Bytes received.",
     bytes_out "Bytes sent.",
 }
@@ -176,13 +182,19 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts an error.
+    /// Counts an error. Servers may say what they like: it is kept short, without what a terminal would obey, and beyond
+    /// some kinds all others are one.
     pub fn error(&mut self, code: &str) {
         if let Some(count) = self.errors.get_mut(code) {
             *count += 1;
-        } else {
-            self.errors.insert(code.to_owned(), 1);
+            return;
         }
+        let shown = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+        let mut code: String = code.chars().take(ERROR_CHARS_MAX).map(shown).collect();
+        if self.errors.len() >= ERROR_KINDS_MAX && !self.errors.contains_key(&code) {
+            OTHER_ERRORS.clone_into(&mut code);
+        }
+        *self.errors.entry(code).or_default() += 1;
     }
 
     /// The distributions by name.
@@ -211,7 +223,8 @@ impl Tally {
         self.untouched.merge(&other.untouched);
         self.slow.merge(&other.slow);
         for (code, count) in &other.errors {
-            *self.errors.entry(code.clone()).or_default() += count;
+            let is_kept = self.errors.len() < ERROR_KINDS_MAX || self.errors.contains_key(code);
+            *self.errors.entry(if is_kept { code.as_str() } else { OTHER_ERRORS }.to_owned()).or_default() += count;
         }
     }
 }
@@ -231,6 +244,28 @@ mod tests {
         let sent: Tally = serde_json::from_str(&serde_json::to_string(&tally).unwrap()).unwrap();
         assert_eq!(sent.delivery.histogram(), tally.delivery.histogram());
         assert_eq!((sent.counts, sent.errors, sent.ack.count()), (tally.counts, tally.errors, 0));
+    }
+
+    #[test]
+    fn what_a_server_says_is_bounded_and_does_not_reach_the_terminal() {
+        let mut tally = Tally::default();
+        tally.error("\u{1b}]0;owned\u{7}");
+        assert_eq!(tally.errors.keys().next().unwrap(), "\u{fffd}]0;owned\u{fffd}");
+        for number in 0..10_000 {
+            tally.error(&format!("{number:x<1000}"));
+        }
+        let mut merged = Tally::default();
+        for number in 0..200 {
+            let mut other = Tally::default();
+            other.error(&format!("{number}"));
+            merged.merge(&other);
+        }
+        merged.merge(&tally);
+        for tally in [&tally, &merged] {
+            assert!(tally.errors.len() <= ERROR_KINDS_MAX + 1 && tally.errors.contains_key(OTHER_ERRORS));
+            assert!(tally.errors.keys().all(|code| code.len() <= ERROR_CHARS_MAX));
+        }
+        assert_eq!(merged.errors.values().sum::<u64>(), 10_201);
     }
 
     #[test]

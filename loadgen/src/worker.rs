@@ -12,11 +12,11 @@ use wire::ids::UserId;
 
 use crate::acks::AckWriter;
 use crate::body::STAMP_BYTES;
-use crate::client::{Account, Around, Client, Habits, Part, Want, audit};
+use crate::client::{Account, Around, Client, Habits, Part, Want, audit, audit_pairs};
 use crate::credentials::Tokens;
 use crate::disturbance::{self, Act, Disturbance};
 use crate::link::{Ending, MS};
-use crate::openings::{Openings, Standing};
+use crate::openings::{Openings, Standing, in_words};
 use crate::random::Random;
 use crate::scenario::{Proxy, Scenario};
 use crate::tally::{Counts, Tally};
@@ -31,6 +31,8 @@ const NOBODY: u32 = u32::MAX;
 const SETTLE_NS: u64 = 5_000 * MS;
 /// How often each ring has a turn, whether or not it asks for one.
 const ALL_EVERY_NS: u64 = 100 * MS;
+/// How long what is on its way may take to arrive after it was told to stop: without that, it would be called lost.
+const STOP_NS: u64 = 2_000 * MS;
 /// How often the books are looked at, whether all has arrived.
 const AUDIT_EVERY_NS: u64 = 20 * MS;
 
@@ -153,6 +155,8 @@ struct Worker<C> {
     /// No more messages fall due.
     ended: bool,
     gave_up: bool,
+    /// When it heard that it is to stop.
+    stopped_at: Option<u64>,
 }
 
 /// A user and the line to the server.
@@ -227,6 +231,7 @@ impl<C: Client> Worker<C> {
             hung_up: false,
             ended: false,
             gave_up: false,
+            stopped_at: None,
             orders,
         }
     }
@@ -235,7 +240,7 @@ impl<C: Client> Worker<C> {
         let mut events = EventBatch::with_capacity(4_096, 1 << 20);
         let mut over_at = None;
         loop {
-            // Now and then all of them have a turn, if only to see which connections have gone quiet.
+            // Now and then all have a turn, if only to see which connections have gone quiet.
             let all = self.now_ns >= self.all_had_at + ALL_EVERY_NS;
             if all {
                 self.all_had_at = self.now_ns;
@@ -302,7 +307,8 @@ impl<C: Client> Worker<C> {
     fn handle(&mut self, ring: usize, event: Event, events: &mut EventBatch) {
         match event {
             Event::Connected { connection, token } => self.connected(ring, connection, token as u32),
-            Event::ConnectFailed { token, .. } => self.with(token as u32, |client, around| {
+            Event::ConnectFailed { token, error } => self.with(token as u32, |client, around| {
+                around.tally.error(&format!("connect: {}", in_words(error)));
                 client.disconnected(around);
                 Want::Nothing
             }),
@@ -508,7 +514,7 @@ impl<C: Client> Worker<C> {
 
     /// Everything that fell due since the last turn.
     fn write_due(&mut self) {
-        if !self.begin() {
+        if self.hung_up || self.stopped_at.is_some() || !self.begin() {
             return;
         }
         let start_ns = self.orders.phase.start_ns.load(Ordering::Acquire);
@@ -575,23 +581,12 @@ impl<C: Client> Worker<C> {
     fn disturb(&mut self) {
         self.end_pauses();
         while let Some(act) = self.disturbance.as_mut().and_then(|disturbance| disturbance.due(self.now_ns)) {
-            let first = self.orders.share.first_place;
             match act {
                 Act::Storm { jitter_ns } => {
-                    for index in 0..self.lines.len() as u32 {
-                        if disturbance::is_in_storms(&self.orders.scenario, first + index) {
-                            let until_ns = self.now_ns + self.orders.random.below(jitter_ns);
-                            self.with(index, |client, around| client.leave(until_ns, Ending::Storm, around));
-                        }
-                    }
+                    self.send_away(disturbance::is_in_storms, self.now_ns, jitter_ns, Ending::Storm);
                 }
                 Act::GoOffline { until_ns, jitter_ns } => {
-                    for index in 0..self.lines.len() as u32 {
-                        if disturbance::goes_offline(&self.orders.scenario, first + index) {
-                            let until_ns = until_ns + self.orders.random.below(jitter_ns);
-                            self.with(index, |client, around| client.leave(until_ns, Ending::InOrder, around));
-                        }
-                    }
+                    self.send_away(disturbance::goes_offline, until_ns, jitter_ns, Ending::InOrder);
                 }
                 Act::Churn { away_ns, in_order } => {
                     let index = self.orders.random.below(self.lines.len() as u64) as u32;
@@ -602,6 +597,15 @@ impl<C: Client> Worker<C> {
                         self.with(index, |client, around| client.leave(until_ns, ending, around));
                     }
                 }
+            }
+        }
+    }
+
+    fn send_away(&mut self, whom: fn(&Scenario, u32) -> bool, until_ns: u64, jitter_ns: u64, ending: Ending) {
+        for index in 0..self.lines.len() as u32 {
+            if whom(&self.orders.scenario, self.orders.share.first_place + index) {
+                let until_ns = until_ns + self.orders.random.below(jitter_ns);
+                self.with(index, |client, around| client.leave(until_ns, ending, around));
             }
         }
     }
@@ -669,50 +673,65 @@ impl<C: Client> Worker<C> {
         self.reported_at = self.now_ns;
         self.acked += self.tally.counts.acked;
         let tally = std::mem::take(&mut self.tally);
-        let Openings { open, was_open, .. } = self.openings;
-        let progress =
-            Progress { worker: self.orders.number, tally, open, was_open, settled: self.settled, cpu_seconds: 0.0 };
+        let (Openings { open, was_open, .. }, worker, settled) = (&self.openings, self.orders.number, self.settled);
+        let progress = Progress { worker, tally, open: *open, was_open: *was_open, settled, cpu_seconds: 0.0 };
         // Whoever listened may have gone first.
         let _ = self.orders.progress.send(progress);
     }
 
-    /// Over when told so; or after the last message fell due, when all have their answers and receivers.
-    /// What has not been sent by the end of the drain is given up, and what has been has as long again.
+    /// Over when told so, or when all have all; unsent after the drain is given up, and what was sent has as long again.
     fn is_over(&mut self) -> bool {
         if self.orders.phase.stop.load(Ordering::Relaxed) {
-            return true;
+            let at = *self.stopped_at.get_or_insert(self.now_ns);
+            self.end();
+            self.give_up_unsent();
+            return self.now_ns >= at + STOP_NS || self.looks_settled();
         }
         let start_ns = self.orders.phase.start_ns.load(Ordering::Acquire);
         let end_ns = start_ns + self.orders.scenario.duration().ns();
         if start_ns == 0 || self.now_ns < end_ns {
             return false;
         }
-        if !self.ended {
-            self.ended = true;
-            self.tally.counts.acked_in_time = self.acked + self.tally.counts.acked;
-        }
+        self.end();
         let drain_ns = self.orders.scenario.traffic.drain.ns();
-        if self.now_ns >= end_ns + drain_ns && !self.gave_up {
-            self.gave_up = true;
-            for index in 0..self.lines.len() as u32 {
-                self.with(index, |client, around| {
-                    client.give_up_unsent(around);
-                    Want::Nothing
-                });
-            }
+        if self.now_ns >= end_ns + drain_ns {
+            self.give_up_unsent();
         }
         if self.now_ns >= end_ns + drain_ns + SETTLE_NS.max(drain_ns) {
             return true;
         }
+        // Others may still have something for those who are done here.
+        self.looks_settled() && !self.orders.phase.hold.load(Ordering::Relaxed)
+    }
+
+    /// No more messages fall due: what is stored from here on was not stored meanwhile.
+    fn end(&mut self) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.tally.counts.acked_in_time = self.acked + self.tally.counts.acked;
+        }
+    }
+
+    fn give_up_unsent(&mut self) {
+        if std::mem::replace(&mut self.gave_up, true) {
+            return;
+        }
+        for index in 0..self.lines.len() as u32 {
+            self.with(index, |client, around| {
+                client.give_up_unsent(around);
+                Want::Nothing
+            });
+        }
+    }
+
+    /// Whether all have all, now and then looked at.
+    fn looks_settled(&mut self) -> bool {
         if self.now_ns < self.audited_at + AUDIT_EVERY_NS {
             return false;
         }
         self.audited_at = self.now_ns;
         let all_back = self.lines.iter().all(|line| line.client.link().absent.1 <= self.now_ns);
-        let settled = all_back && self.lines.iter().all(|line| line.client.is_settled()) && self.lost() == 0;
-        // Others may still have something for those who are done here.
-        self.settled = settled;
-        settled && !self.orders.phase.hold.load(Ordering::Relaxed)
+        self.settled = all_back && self.lines.iter().all(|line| line.client.is_settled()) && self.lost() == 0;
+        self.settled
     }
 
     fn lost(&self) -> u64 {
@@ -723,16 +742,8 @@ impl<C: Client> Worker<C> {
 
     /// Holds all books against each other; accounts with users who are not here come back.
     fn audit(&self, counts: &mut Counts) -> Vec<Account> {
-        let mut open: HashMap<(UserId, UserId), Account> = HashMap::new();
-        for account in self.lines.iter().flat_map(|line| line.client.accounts()) {
-            match open.remove(&(account.peer, account.user)) {
-                Some(other) => audit(&account, &other, counts),
-                None => {
-                    open.insert((account.user, account.peer), account);
-                }
-            }
-        }
-        let (alone, abroad): (Vec<_>, Vec<_>) = open.into_values().partition(|account| self.is_here(account.peer));
+        let open = audit_pairs(self.lines.iter().flat_map(|line| line.client.accounts()), counts);
+        let (alone, abroad): (Vec<_>, Vec<_>) = open.into_iter().partition(|account| self.is_here(account.peer));
         for account in alone {
             // The other has not even heard of it.
             audit(&account, &account.unheard_of(), counts);
@@ -750,9 +761,6 @@ impl<C: Client> Worker<C> {
 
     fn hang_up(&mut self) {
         self.hung_up = true;
-        if !self.ended {
-            self.tally.counts.acked_in_time = self.acked + self.tally.counts.acked;
-        }
         // Counted before they forget what they wait for.
         let mut counts = self.tally.counts;
         self.abroad = self.audit(&mut counts);
@@ -770,15 +778,13 @@ impl<C: Client> Worker<C> {
     }
 
     fn flush_files(&mut self) {
-        if let Some(acks) = &mut self.orders.acks
-            && let Err(error) = acks.flush()
-        {
-            self.tally.error(&format!("the file of acknowledged messages cannot be written: {error}"));
-        }
-        if let Some(record) = &mut self.orders.record
-            && let Err(error) = record.flush()
-        {
-            self.tally.error(&format!("the record cannot be written: {error}"));
+        let acks = self.orders.acks.as_mut().map(AckWriter::flush);
+        let record = self.orders.record.as_mut().map(Record::flush);
+        for (what, written) in [("the file of acknowledged messages", acks), ("the record", record)] {
+            if let Some(Err(error)) = written {
+                self.tally.counts.unwritten += 1;
+                self.tally.error(&format!("{what} cannot be written: {error}"));
+            }
         }
     }
 
@@ -790,9 +796,5 @@ impl<C: Client> Worker<C> {
 
 /// The user at a place among a thread's, or beside them.
 fn user_of(orders: &Orders, index: u32) -> UserId {
-    let place = orders.share.first_place.wrapping_add(index);
-    match orders.tokens.owner(place) {
-        Some((user, _)) => user,
-        None => UserId(orders.scenario.sessions.first_user + u64::from(place)),
-    }
+    orders.tokens.user(orders.share.first_place.wrapping_add(index), orders.scenario.sessions.first_user)
 }

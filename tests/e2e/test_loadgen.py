@@ -19,7 +19,7 @@ from harness.front import Certificates, Front, proxy_front, tls_front
 from harness.hostile import HostileServer
 
 SCENARIOS = places.REPOSITORY / "loadgen" / "scenarios"
-BROKEN, COULD_NOT_RUN, BREACHED, UNKNOWN, STOPPED = 1, 2, 3, 4, 5
+BROKEN, COULD_NOT_RUN, BREACHED, UNKNOWN, STOPPED, SHORT = 1, 2, 3, 4, 5, 6
 
 # Whatever a shipped scenario says, so small and short, and with limits that only what stands still exceeds.
 SMALL = """
@@ -212,8 +212,47 @@ def test_a_run_that_is_told_to_stop_says_so(loadgen, at):
     run = loadgen("run", *at, *small("pairs"), "--duration", "600s")
     places.wait_until(lambda: "stored" in run.error.read_text(), "messages are stored")
     run.process.send_signal(signal.SIGINT)
-    assert run.wait().code in (STOPPED, UNKNOWN), run.said
-    assert run.result["counts"]["lost"] == 0
+    assert run.wait().code == STOPPED, run.said
+
+
+def test_who_is_stopped_loses_and_forgets_nothing(loadgen, at):
+    """What is on its way when it is told to stop still arrives, and all that fell due is accounted for."""
+    run = loadgen("run", *at, *small("pairs"), "--duration", "600s", "--rate", 5000, *settings("traffic.in_flight=2"))
+    places.wait_until(lambda: "stored" in run.error.read_text(), "messages are stored")
+    run.process.send_signal(signal.SIGINT)
+    assert run.wait().code == STOPPED, run.said
+    counts = run.result["counts"]
+    assert counts["offered"] == counts["acked"] + counts["unsent"] and counts["acked"] == counts["delivered"] > 0
+
+
+def test_a_search_that_is_told_to_stop_is_no_good_one(loadgen, at):
+    more = settings("saturate.from=100", "saturate.probe=2s")
+    run = loadgen("saturate", *at, *small("pairs"), *more)
+    places.wait_until(lambda: "search" in run.error.read_text(), "a rate is tried")
+    run.process.send_signal(signal.SIGINT)
+    assert run.wait().code == STOPPED, run.said
+    assert not run.result["steps"][-1]["passed"] and "told to stop" in run.result["steps"][-1]["breached"]
+
+
+def test_less_than_was_asked_for_is_not_good(loadgen, shared_server, at, users, directory):
+    """A server that lets some in and not others loses nothing, and yet is none to deploy."""
+    secret = jwt.dev_secret(shared_server.data)
+    key = lambda number: jwt.hs256(secret if number % 4 < 2 else b"another")
+    token = lambda user: jwt.signed(jwt.DEV_HEADER, jwt.dev_claims(str(user)), key(user))
+    path = Path(directory) / "tokens"
+    path.write_text("\n".join(token(int(users[0]) * 1000 + number) for number in range(32)))
+    more = settings("sessions.ramp=2s", "traffic.drain=1s")
+    flags = ["--url", shared_server.url, "--tokens", path, *small("pairs"), *more, "--threshold", "lost == 0"]
+    run = loadgen("run", *flags).wait()
+    assert run.code == SHORT and "16 of 32 sessions never opened" in run.said, run.said
+    counts = run.result["counts"]
+    assert counts["offered"] == counts["acked"] + counts["unsent"] and counts["unsent"] > 0
+    assert run.result["thresholds"][0]["passed"]
+
+
+def test_what_cannot_be_written_down_is_not_good(loadgen, at):
+    run = loadgen("run", *at, *small("pairs"), "--acks", "/dev/full").wait()
+    assert run.code == SHORT and "Not all could be written down" in run.said, run.said
 
 
 def test_a_server_that_stands_still_shows_in_the_tail(loadgen, make_server):
