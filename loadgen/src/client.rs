@@ -68,7 +68,7 @@ pub enum Part {
     Touched,
     /// It reads slowly.
     Slow,
-    /// It talks to one on another machine, whose clock is not this one's: only loss and order count.
+    /// It talks to one on another machine, whose clock is not this one's.
     Abroad,
 }
 
@@ -81,6 +81,8 @@ pub struct Around<'a> {
     /// Where among the tokens this user's is.
     pub place: u32,
     pub part: Part,
+    /// For those whose partner is on another machine: what to add to his times to have them in one's own.
+    pub partner_ahead_ns: i64,
     /// Whether something has been done to others.
     pub disturbed: bool,
     pub random: &'a mut Random,
@@ -93,15 +95,19 @@ pub struct Around<'a> {
 }
 
 impl Around<'_> {
-    /// A message that was due then has arrived in order.
+    /// A message that was due then, by its sender's clock, has arrived in order.
     pub fn delivered(&mut self, due_ns: u64, link: &Link) {
         self.tally.counts.delivered += 1;
+        let is_abroad = self.part == Part::Abroad;
+        let due_ns = if is_abroad { due_ns.saturating_add_signed(self.partner_ahead_ns) } else { due_ns };
+        // Clocks that are known to a certain error only may show the answer before the question.
         let took_ns = self.now_ns.saturating_sub(due_ns);
         if link.was_away(due_ns) {
             // Nobody could have had it sooner; how long catching up took is measured for itself.
             self.tally.counts.delivered_on_return += 1;
-        } else if self.part == Part::Abroad {
+        } else if is_abroad {
             self.tally.counts.delivered_abroad += 1;
+            self.tally.abroad.record(took_ns);
         } else if self.part == Part::Slow {
             self.tally.slow.record(took_ns);
         } else {

@@ -129,7 +129,7 @@ struct RunArguments {
     /// Agents that share the run: addresses with ports, separated by commas.
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
     agents: Vec<String>,
-    /// Appends every acknowledged message to this file, and at the end those without an answer.
+    /// Appends every acknowledged message to this file, of all agents too, and at the end those without an answer.
     #[arg(long, value_name = "FILE")]
     acks: Option<PathBuf>,
     #[command(flatten)]

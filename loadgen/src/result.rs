@@ -58,6 +58,9 @@ pub struct RunResult {
     pub generator_bound: bool,
     /// Of one core, over all generators, while messages were due.
     pub generator_cpu_percent: f64,
+    /// Of its core, the busiest thread of all generators in the same time.
+    #[serde(default)]
+    pub busiest_thread_percent: f64,
     pub counts: Counts,
     /// Errors by code, and closes by number.
     pub errors: BTreeMap<String, u64>,
@@ -125,12 +128,16 @@ pub struct Latencies {
     /// As `delivery`: for slow readers.
     #[serde(default)]
     pub slow: Distribution,
+    /// As `delivery`: from users of other agents. Absent if no agent's users talk to another's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub abroad: Option<Abroad>,
 }
 
 impl Latencies {
-    /// Those of a tally.
-    pub fn of(tally: &Tally) -> Self {
+    /// Those of a tally; between agents the clocks may be wrong by so much.
+    pub fn of(tally: &Tally, abroad_error_ns: Option<u64>) -> Self {
         Self {
+            abroad: abroad_error_ns.map(|error_ns| Abroad::of(&tally.abroad, error_ns)),
             ack: Distribution::of(&tally.ack),
             delivery: Distribution::of(&tally.delivery),
             opening: Distribution::of(&tally.opening),
@@ -196,6 +203,47 @@ impl Distribution {
     pub fn histogram(&self) -> Option<Histogram<u64>> {
         let bytes = STANDARD.decode(&self.histogram).ok().filter(|bytes| !bytes.is_empty())?;
         Deserializer::new().deserialize(&mut bytes.as_slice()).ok()
+    }
+}
+
+/// Times between two clocks that are known to a certain error only. What is not above it is no number: it is absent.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Abroad {
+    pub count: u64,
+    /// Each time may be so much longer or shorter.
+    pub error_ms: f64,
+    pub p50: Option<f64>,
+    pub p90: Option<f64>,
+    pub p99: Option<f64>,
+    pub p99_9: Option<f64>,
+    pub p99_99: Option<f64>,
+    pub max: Option<f64>,
+    /// As those of the other distributions; its times are no more exact than these.
+    pub histogram: String,
+}
+
+impl Abroad {
+    /// That of these times.
+    pub fn of(times: &Times, error_ns: u64) -> Self {
+        let Distribution { count, p50, p90, p99, p99_9, p99_99, max, histogram } = Distribution::of(times);
+        let error_ms = error_ns as f64 / 1e6;
+        let known = |ms: f64| (ms > error_ms).then_some(ms);
+        Self {
+            count,
+            error_ms,
+            p50: known(p50),
+            p90: known(p90),
+            p99: known(p99),
+            p99_9: known(p99_9),
+            p99_99: known(p99_99),
+            max: known(max),
+            histogram,
+        }
+    }
+
+    /// From the shortest to the longest.
+    pub fn quantiles(&self) -> [Option<f64>; 6] {
+        [self.p50, self.p90, self.p99, self.p99_9, self.p99_99, self.max]
     }
 }
 
@@ -281,6 +329,9 @@ pub struct Generator {
     pub build: Build,
     /// Of one core, while messages were due.
     pub cpu_percent: f64,
+    /// Of its core, the busiest thread in the same time.
+    #[serde(default)]
+    pub busiest_thread_percent: f64,
     pub memory_bytes_max: Option<u64>,
     /// How far its clock is ahead of the coordinator's, and by how much that may be wrong.
     #[serde(default)]
@@ -434,6 +485,22 @@ mod tests {
         assert_eq!(read.histogram().unwrap(), *times.histogram());
         assert_eq!(Distribution::of(&Times::default()).histogram(), None);
         assert_eq!(Distribution { histogram: "AAAA".to_owned(), ..Distribution::default() }.histogram(), None);
+    }
+
+    #[test]
+    fn what_is_not_above_the_clocks_error_is_not_shown() {
+        let mut times = Times::default();
+        for ms in 1..=100_u64 {
+            times.record(ms * 1_000_000);
+        }
+        let abroad = Abroad::of(&times, 90_500_000);
+        assert_eq!((abroad.count, abroad.p50, abroad.p90), (100, None, None));
+        assert!(abroad.p99.unwrap() > 90.0 && abroad.max.unwrap() > 99.0);
+        let written = serde_json::to_value(&abroad).unwrap();
+        assert!(written["p50"].is_null() && (written["error_ms"].as_f64().unwrap() - 90.5).abs() < 1e-9);
+        assert_eq!(Abroad::of(&times, 200_000_000).quantiles(), [None; 6]);
+        assert!(Abroad::of(&times, 10).quantiles().iter().all(Option::is_some));
+        assert_eq!(Abroad::of(&Times::default(), 0).quantiles(), [None; 6]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use crate::acks::AckWriter;
 use crate::client::{Habits, audit};
@@ -68,7 +68,7 @@ pub enum RunError {
     #[error(transparent)]
     Ring(#[from] ring::RingError),
     /// The file of acknowledged messages.
-    #[error("the file of acknowledged messages cannot be opened: {0}")]
+    #[error("the file of acknowledged messages cannot be written: {0}")]
     Acks(std::io::Error),
     /// What is to be recorded, or was.
     #[error("the record of messages cannot be used: {0}")]
@@ -109,7 +109,7 @@ pub enum RunError {
 pub fn run(plan: &Plan, stop: &Arc<AtomicBool>, mut show: impl FnMut(&Interval)) -> Result<RunResult, RunError> {
     let engine = Engine::start(plan, Membership::default())?;
     let threads = plan.scenario.sessions.threads;
-    let mut watch = Watch::new(&plan.scenario, &engine, threads, threads, stop, engine.clock);
+    let mut watch = Watch::new(&plan.scenario, &engine, threads, stop, engine.clock);
     watch.until_all_ended(&engine.shown, &mut show);
     for ended in engine.join()? {
         watch.since.merge(&ended.tally);
@@ -129,6 +129,8 @@ pub(crate) struct Membership {
     /// What all have in their messages.
     pub(crate) run: Option<u32>,
     pub(crate) abroad: Option<Abroad>,
+    /// Where acknowledged messages are handed to, if they are wanted.
+    pub(crate) acks: Option<Sender<String>>,
 }
 
 /// Threads of users at work.
@@ -176,7 +178,10 @@ impl Engine {
                 recorded: recorded.clone(),
                 record: copy(&record).map_err(RunError::Record)?.map(Record::new),
                 random: Random::new(scenario.seed, u64::from(number) + 1),
-                acks: copy(&acks).map_err(RunError::Acks)?.map(AckWriter::new),
+                acks: match &membership.acks {
+                    Some(pieces) => Some(AckWriter::handing_over(pieces.clone())),
+                    None => copy(&acks).map_err(RunError::Acks)?.map(AckWriter::new),
+                },
                 clock,
                 phase: Arc::clone(&phase),
                 progress: progress.clone(),
@@ -262,12 +267,13 @@ fn share(sessions: &Sessions, number: u32, first_place: u32) -> Share {
 }
 
 /// Why the generator, and not the server, may have been the limit; none if it was not.
-fn bound_by(tally: &Tally, cpu_percent: f64, cores: f64) -> Option<String> {
-    const CPU_PERCENT_MAX: f64 = 90.0;
+fn bound_by(tally: &Tally) -> Option<String> {
+    const BUSY_MAX: f64 = 0.9;
     const SCHEDULE_ERROR_MS_MAX: f64 = 20.0;
     let schedule_ms = tally.schedule.quantile_ms(0.99);
-    if cpu_percent > CPU_PERCENT_MAX * cores {
-        Some(format!("generator-bound, at least: its threads were {:.0} % busy", cpu_percent / cores))
+    if tally.busy.most > BUSY_MAX {
+        let percent = tally.busy.most * 100.0;
+        Some(format!("generator-bound, at least: its busiest thread was {percent:.0} % busy"))
     } else if schedule_ms > SCHEDULE_ERROR_MS_MAX {
         Some(format!(
             "generator-bound, at least: one message in a hundred fell due {schedule_ms:.0} ms before it noticed"
@@ -278,12 +284,12 @@ fn bound_by(tally: &Tally, cpu_percent: f64, cores: f64) -> Option<String> {
 }
 
 /// The engine's part of the result.
-fn result(scenario: &Scenario, tally: &Tally, measured: &Measured, threads: u32) -> RunResult {
+fn result(scenario: &Scenario, tally: &Tally, measured: &Measured, abroad_error_ns: Option<u64>) -> RunResult {
     let seconds = measured.seconds.max(1e-9);
     let cpu_percent = measured.cpu_seconds / seconds * 100.0;
-    let bound = bound_by(tally, cpu_percent, f64::from(threads));
+    let bound = bound_by(tally);
     let server_cpu_percent = measured.server_cpu_seconds.map(|cpu| cpu / seconds * 100.0);
-    let facts = Facts { tally, seconds, cpu_percent, server_cpu_percent };
+    let facts = Facts { tally, seconds, cpu_percent, server_cpu_percent, abroad_error_ns };
     let judge = |threshold: &Threshold| {
         let verdict = threshold.judge(&facts);
         // What ended the run is a breach, though it may have come right again while the answers were waited for.
@@ -293,7 +299,10 @@ fn result(scenario: &Scenario, tally: &Tally, measured: &Measured, threads: u32)
             measured: verdict.measured,
             unit: threshold.unit().to_owned(),
             passed: verdict.passed && !ended_it,
-            note: ended_it.then(|| "its breach ended the run".to_owned()).or_else(|| bound.clone()),
+            note: [ended_it.then(|| "its breach ended the run".to_owned()), verdict.note, bound.clone()]
+                .into_iter()
+                .flatten()
+                .reduce(|one, other| format!("{one}; {other}")),
         }
     };
     RunResult {
@@ -310,9 +319,10 @@ fn result(scenario: &Scenario, tally: &Tally, measured: &Measured, threads: u32)
         achieved_per_second: tally.counts.acked_in_time as f64 / seconds,
         generator_bound: bound.is_some(),
         generator_cpu_percent: cpu_percent,
+        busiest_thread_percent: tally.busy.most * 100.0,
         counts: tally.counts,
         errors: tally.errors.clone(),
-        latency: Latencies::of(tally),
+        latency: Latencies::of(tally, abroad_error_ns),
         ..RunResult::default()
     }
 }
@@ -344,7 +354,6 @@ pub struct Measured {
 /// Follows threads or agents: says when messages begin, and shows how it goes.
 pub(crate) struct Watch<'a> {
     scenario: &'a Scenario,
-    threads: u32,
     conductor: &'a dyn Conductor,
     stop: &'a AtomicBool,
     clock: Instant,
@@ -355,6 +364,8 @@ pub(crate) struct Watch<'a> {
     /// Since the last interval that was shown, and since the beginning.
     pub(crate) since: Tally,
     total: Tally,
+    /// With users on several agents that talk to each other: by how much their times may be wrong.
+    pub(crate) abroad_error_ns: Option<u64>,
     shown_at: f64,
     shown_cpu: f64,
     begun: Option<Begun>,
@@ -370,18 +381,16 @@ struct Begun {
 }
 
 impl<'a> Watch<'a> {
-    /// Follows so many members, which keep a core busy with each of their threads.
+    /// Follows so many members: threads or agents.
     pub(crate) fn new(
         scenario: &'a Scenario,
         conductor: &'a dyn Conductor,
         members: u32,
-        threads: u32,
         stop: &'a AtomicBool,
         clock: Instant,
     ) -> Self {
         Self {
             scenario,
-            threads,
             conductor,
             stop,
             clock,
@@ -390,6 +399,7 @@ impl<'a> Watch<'a> {
             settled: 0,
             since: Tally::default(),
             total: Tally::default(),
+            abroad_error_ns: None,
             shown_at: 0.0,
             shown_cpu: conductor.cpu_seconds(&[]),
             begun: None,
@@ -433,7 +443,7 @@ impl<'a> Watch<'a> {
         if self.total.counts.opened == 0 {
             return Err(RunError::Unreachable { url: self.scenario.server.url.clone(), why: why(&self.total) });
         }
-        Ok(result(self.scenario, &self.total, &self.measured, self.threads))
+        Ok(result(self.scenario, &self.total, &self.measured, self.abroad_error_ns))
     }
 
     fn abort(&mut self, why: &str) {
@@ -458,6 +468,7 @@ impl<'a> Watch<'a> {
             seconds: used.seconds,
             cpu_percent: percent(used.cpu_seconds),
             server_cpu_percent: used.server_cpu_seconds.map(percent),
+            abroad_error_ns: self.abroad_error_ns,
         };
         if let Some(breached) = self.scenario.thresholds.iter().find(|threshold| threshold.is_breached_early(&facts)) {
             let breached = breached.text().to_owned();
@@ -551,4 +562,27 @@ pub fn cpu_seconds() -> f64 {
     };
     let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
     seconds(usage.ru_utime) + seconds(usage.ru_stime)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tally::Busy;
+
+    #[test]
+    fn one_thread_at_its_limit_is_enough() {
+        let bound = |most: f64| bound_by(&Tally { busy: Busy { most, sum: most }, ..Tally::default() });
+        assert_eq!(bound(0.89), None);
+        assert!(bound(0.97).unwrap().contains("busiest thread was 97 % busy"));
+        let mut late = Tally::default();
+        late.schedule.record(21_000_000);
+        assert!(bound_by(&late).unwrap().contains("21 ms before it noticed"));
+        // The result and every threshold of it say so.
+        let mut scenario = Kind::Pairs.defaults();
+        scenario.thresholds = vec!["lost == 0".parse().unwrap()];
+        let busy = Tally { busy: Busy { most: 0.97, sum: 1.0 }, ..Tally::default() };
+        let result = super::result(&scenario, &busy, &Measured::default(), None);
+        assert!(result.generator_bound && (result.busiest_thread_percent - 97.0).abs() < 1e-9);
+        assert!(result.thresholds[0].note.as_deref().unwrap().contains("generator-bound"));
+    }
 }

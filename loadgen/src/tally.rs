@@ -123,7 +123,7 @@ counts! {
     dup_acks "Answers `dup`: it was stored the first time already.",
     delivered "Messages that reached their receiver, in order, from the other user.",
     delivered_on_return "Of these, due while their receiver was away on purpose; they are in no distribution.",
-    delivered_abroad "Of these, from users of other agents; they are in no distribution.",
+    delivered_abroad "Of these, from users of other agents; their times are a distribution of their own.",
     repeats "Messages that came again below what the client had; dropped, as the protocol says.",
     gaps "Messages above the next one; answered by a pull.",
     late "Messages that could not be sent in time: later than allowed after they were due, or never.",
@@ -157,6 +157,29 @@ counts! {
     bytes_out "Bytes sent.",
 }
 
+/// Which part of a core threads used while messages were due.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Busy {
+    /// The busiest of them: what keeps others idle does not help it.
+    pub most: f64,
+    /// All together.
+    pub sum: f64,
+}
+
+impl Busy {
+    /// That of one thread, which had so much processor time in that time.
+    pub fn of_thread(cpu_ns: u64, ns: u64) -> Self {
+        let part = cpu_ns as f64 / ns.max(1) as f64;
+        Self { most: part, sum: part }
+    }
+
+    /// Takes that of other threads in.
+    pub fn merge(&mut self, other: Self) {
+        self.most = self.most.max(other.most);
+        self.sum += other.sum;
+    }
+}
+
 /// Everything that one thread measured.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Tally {
@@ -177,8 +200,12 @@ pub struct Tally {
     pub untouched: Times,
     /// Delivery to slow readers, which the other distributions leave out.
     pub slow: Times,
+    /// Delivery from users of other agents, as far as clocks are known; the other distributions leave it out.
+    pub abroad: Times,
     /// Errors by code, and closes by number.
     pub errors: BTreeMap<String, u64>,
+    /// Known once no more messages fall due.
+    pub busy: Busy,
 }
 
 impl Tally {
@@ -198,12 +225,13 @@ impl Tally {
     }
 
     /// The distributions by name.
-    pub fn distributions(&self) -> [(&'static str, &Times); 8] {
+    pub fn distributions(&self) -> [(&'static str, &Times); 9] {
         [
             ("ack", &self.ack),
             ("delivery", &self.delivery),
             ("untouched", &self.untouched),
             ("slow", &self.slow),
+            ("abroad", &self.abroad),
             ("catch_up", &self.catch_up),
             ("resume", &self.resume),
             ("opening", &self.opening),
@@ -222,6 +250,8 @@ impl Tally {
         self.resume.merge(&other.resume);
         self.untouched.merge(&other.untouched);
         self.slow.merge(&other.slow);
+        self.abroad.merge(&other.abroad);
+        self.busy.merge(other.busy);
         for (code, count) in &other.errors {
             let is_kept = self.errors.len() < ERROR_KINDS_MAX || self.errors.contains_key(code);
             *self.errors.entry(if is_kept { code.as_str() } else { OTHER_ERRORS }.to_owned()).or_default() += count;
@@ -244,6 +274,25 @@ mod tests {
         let sent: Tally = serde_json::from_str(&serde_json::to_string(&tally).unwrap()).unwrap();
         assert_eq!(sent.delivery.histogram(), tally.delivery.histogram());
         assert_eq!((sent.counts, sent.errors, sent.ack.count()), (tally.counts, tally.errors, 0));
+    }
+
+    /// One thread at its limit among idle ones, or on one agent among idle ones, is not hidden by their mean.
+    #[test]
+    fn the_busiest_thread_of_all_counts() {
+        let agent = |parts: &[u64]| {
+            let mut tally = Tally::default();
+            for percent in parts {
+                let busy = Busy::of_thread(percent * 10, 1_000);
+                tally.merge(&Tally { busy, ..Tally::default() });
+            }
+            tally
+        };
+        let mut all = Tally::default();
+        for parts in [&[10, 20][..], &[97, 0], &[1, 2]] {
+            all.merge(&agent(parts));
+        }
+        assert!((all.busy.most - 0.97).abs() < 1e-9 && (all.busy.sum - 1.30).abs() < 1e-9, "{:?}", all.busy);
+        assert_eq!(Busy::of_thread(0, 0), Busy::default());
     }
 
     #[test]

@@ -99,6 +99,8 @@ pub struct Facts<'a> {
     pub cpu_percent: f64,
     /// Of one core, if the server's process is known.
     pub server_cpu_percent: Option<f64>,
+    /// By how much the times of `abroad` may be wrong; none if nobody knows.
+    pub abroad_error_ns: Option<u64>,
 }
 
 /// What came of a condition.
@@ -107,8 +109,12 @@ pub struct Verdict {
     /// In the unit of the metric; none if nothing was measured, which is a failure.
     pub measured: Option<f64>,
     pub passed: bool,
+    /// What was done to what was measured before it was judged.
+    pub note: Option<String>,
 }
 
+/// The distribution whose times lie between two clocks.
+const ABROAD: &str = "abroad";
 const QUANTILES: [(&str, f64); 6] =
     [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("p99.99", 0.9999), ("max", 1.0)];
 const PLAIN: [(&str, Metric); 6] = [
@@ -206,8 +212,36 @@ impl Comparison {
 impl Threshold {
     /// Whether it holds.
     pub fn judge(&self, facts: &Facts<'_>) -> Verdict {
-        let measured = self.metric.of(facts);
-        Verdict { measured, passed: measured.is_some_and(|measured| self.comparison.holds(measured, self.value)) }
+        let Some(measured) = self.metric.of(facts) else {
+            return Verdict { measured: None, passed: false, note: None };
+        };
+        if let Metric::Quantile(ABROAD, _) = self.metric {
+            return self.judge_across_clocks(measured, facts.abroad_error_ns);
+        }
+        Verdict { measured: Some(measured), passed: self.comparison.holds(measured, self.value), note: None }
+    }
+
+    /// Between two clocks the condition must hold whichever way they are wrong. What is not above their error is no
+    /// number to be shown.
+    fn judge_across_clocks(&self, measured: f64, error_ns: Option<u64>) -> Verdict {
+        let Some(error) = error_ns.map(|ns| ns as f64 / 1e6) else {
+            return Verdict { measured: None, passed: false, note: Some("the clocks were not measured".to_owned()) };
+        };
+        let safe = match self.comparison {
+            Comparison::Below | Comparison::AtMost => measured + error,
+            Comparison::Above | Comparison::AtLeast => measured - error,
+            Comparison::Equal | Comparison::NotEqual => measured,
+        };
+        let passed = match self.comparison {
+            Comparison::Equal => (measured - self.value).abs() + error < 1e-9,
+            Comparison::NotEqual => (measured - self.value).abs() - error >= 1e-9,
+            comparison => comparison.holds(safe, self.value),
+        };
+        if measured <= error {
+            return Verdict { measured: None, passed, note: Some(format!("below the clocks' error of {error:.3} ms")) };
+        }
+        let note = format!("the clocks' error of {error:.3} ms is counted against it");
+        Verdict { measured: Some(safe), passed, note: Some(note) }
     }
 
     /// Whether what was measured so far is already too much: a distribution that is too slow, a count that only
@@ -216,6 +250,9 @@ impl Threshold {
         let upper = matches!(self.comparison, Comparison::Below | Comparison::AtMost);
         let exact = self.comparison == Comparison::Equal && self.metric.only_grows();
         let Some(measured) = self.metric.of(facts) else { return false };
+        if let Metric::Quantile(ABROAD, _) = self.metric {
+            return upper && !self.judge(facts).passed;
+        }
         if exact { measured > self.value } else { upper && !self.comparison.holds(measured, self.value) }
     }
 
@@ -314,8 +351,8 @@ mod tests {
 
     fn judge(text: &str, tally: &Tally) -> (Option<f64>, bool, bool) {
         let threshold: Threshold = text.parse().unwrap();
-        let facts = Facts { tally, seconds: 10.0, cpu_percent: 75.0, server_cpu_percent: None };
-        let Verdict { measured, passed } = threshold.judge(&facts);
+        let facts = Facts { tally, seconds: 10.0, cpu_percent: 75.0, server_cpu_percent: None, abroad_error_ns: None };
+        let Verdict { measured, passed, .. } = threshold.judge(&facts);
         (measured, passed, threshold.is_breached_early(&facts))
     }
 
@@ -348,6 +385,45 @@ mod tests {
         ] {
             assert_eq!(judge(text, &tally).1, passed, "{text}");
         }
+    }
+
+    /// 10 ms, give or take 2, and 1 ms, which is no number.
+    #[test]
+    fn times_between_clocks_are_judged_on_the_safe_side() {
+        let mut tally = Tally::default();
+        tally.abroad.record(1_000_000);
+        for _ in 0..9 {
+            tally.abroad.record(10_000_000);
+        }
+        let judge = |text: &str, abroad_error_ns| {
+            let threshold: Threshold = text.parse().unwrap();
+            let facts =
+                Facts { tally: &tally, seconds: 1.0, cpu_percent: 0.0, server_cpu_percent: None, abroad_error_ns };
+            (threshold.judge(&facts), threshold.is_breached_early(&facts))
+        };
+        for (text, passed) in [
+            ("abroad.p99 < 13ms", true),
+            ("abroad.p99 < 11ms", false),
+            ("abroad.p99 <= 11ms", false),
+            ("abroad.p99 > 7ms", true),
+            ("abroad.p99 > 9ms", false),
+            ("abroad.p99 >= 9ms", false),
+            ("abroad.p99 == 10ms", false),
+            ("abroad.p99 != 11ms", false),
+            ("abroad.p99 != 20ms", true),
+            ("abroad.count == 10", true),
+        ] {
+            assert_eq!(judge(text, Some(2_000_000)).0.passed, passed, "{text}");
+        }
+        let (known, _) = judge("abroad.p99 < 13ms", Some(2_000_000));
+        assert!((known.measured.unwrap() - 12.0).abs() < 0.1 && known.note.unwrap().contains("error of 2.000 ms"));
+        assert!(judge("abroad.p99 < 11ms", Some(2_000_000)).1 && !judge("abroad.p99 > 20ms", Some(2_000_000)).1);
+        let (hidden, _) = judge("abroad.p50 < 13ms", Some(20_000_000));
+        assert_eq!((hidden.measured, hidden.passed), (None, false));
+        let (hidden, _) = judge("abroad.p50 < 31ms", Some(20_000_000));
+        assert_eq!((hidden.measured, hidden.passed), (None, true));
+        assert!(hidden.note.unwrap().contains("below the clocks' error of 20.000 ms"));
+        assert!(!judge("abroad.p50 < 1h", None).0.passed);
     }
 
     #[test]

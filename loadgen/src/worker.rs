@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -12,27 +12,26 @@ use wire::ids::UserId;
 
 use crate::acks::AckWriter;
 use crate::body::STAMP_BYTES;
-use crate::client::{Account, Around, Client, Habits, Part, Want, audit, audit_pairs};
+use crate::client::{Account, Around, Client, Habits, Part, Want};
 use crate::credentials::Tokens;
 use crate::disturbance::{self, Act, Disturbance};
 use crate::link::{Ending, MS};
 use crate::openings::{Openings, Standing, in_words};
+use crate::process;
 use crate::random::Random;
 use crate::scenario::{Proxy, Scenario};
-use crate::tally::{Counts, Tally};
+use crate::tally::Tally;
 use crate::target::Target;
 use crate::tls::{Session, Tls};
 use crate::traffic::{Due, Record, Share, Traffic, peer};
 use crate::wheel::Wheel;
 
+mod ending;
+
 /// Nobody.
 const NOBODY: u32 = u32::MAX;
-/// How long what is in flight at the end may take at least.
-const SETTLE_NS: u64 = 5_000 * MS;
 /// How often each ring has a turn, whether or not it asks for one.
 const ALL_EVERY_NS: u64 = 100 * MS;
-/// How long what is on its way may take to arrive after it was told to stop: without that, it would be called lost.
-const STOP_NS: u64 = 2_000 * MS;
 /// How often the books are looked at, whether all has arrived.
 const AUDIT_EVERY_NS: u64 = 20 * MS;
 
@@ -60,6 +59,9 @@ pub(crate) struct Orders {
 pub(crate) struct Phase {
     /// When messages begin to be due; 0 until that is known.
     pub start_ns: AtomicU64,
+    /// With partners on another machine: what to add to the times of their run to have them in this one's. Known before
+    /// `start_ns` is.
+    pub partner_ahead_ns: AtomicI64,
     /// To end early.
     pub stop: AtomicBool,
     /// Not to end although all is settled: others are not.
@@ -152,6 +154,8 @@ struct Worker<C> {
     abroad: Vec<Account>,
     settled: bool,
     hung_up: bool,
+    /// Processor time of this thread when messages began to be due, and when that was.
+    began: Option<(u64, u64)>,
     /// No more messages fall due.
     ended: bool,
     gave_up: bool,
@@ -229,6 +233,7 @@ impl<C: Client> Worker<C> {
             abroad: Vec::new(),
             settled: false,
             hung_up: false,
+            began: None,
             ended: false,
             gave_up: false,
             stopped_at: None,
@@ -458,6 +463,7 @@ impl<C: Client> Worker<C> {
             tokens: &self.orders.tokens,
             place,
             part: line.part,
+            partner_ahead_ns: self.orders.phase.partner_ahead_ns.load(Ordering::Relaxed),
             disturbed: self.disturbance.as_ref().is_some_and(|disturbance| disturbance.has_begun),
             random: &mut self.orders.random,
             tally: &mut self.tally,
@@ -506,6 +512,7 @@ impl<C: Client> Worker<C> {
         }
         let (scenario, share) = (&self.orders.scenario, self.orders.share);
         let recorded = self.orders.recorded.as_deref().map(Vec::as_slice);
+        self.began = Some((process::thread_cpu_ns(), self.now_ns));
         let mut random = || Random::new(self.orders.random.draw(), 1);
         self.disturbance = Some(Disturbance::new(scenario, share.part(), start_ns, random()));
         self.traffic = Some(Traffic::new(scenario, share, recorded, start_ns, random()));
@@ -679,104 +686,6 @@ impl<C: Client> Worker<C> {
         let _ = self.orders.progress.send(progress);
     }
 
-    /// Over when told so, or when all have all; unsent after the drain is given up, and what was sent has as long again.
-    fn is_over(&mut self) -> bool {
-        if self.orders.phase.stop.load(Ordering::Relaxed) {
-            let at = *self.stopped_at.get_or_insert(self.now_ns);
-            self.end();
-            self.give_up_unsent();
-            return self.now_ns >= at + STOP_NS || self.looks_settled();
-        }
-        let start_ns = self.orders.phase.start_ns.load(Ordering::Acquire);
-        let end_ns = start_ns + self.orders.scenario.duration().ns();
-        if start_ns == 0 || self.now_ns < end_ns {
-            return false;
-        }
-        self.end();
-        let drain_ns = self.orders.scenario.traffic.drain.ns();
-        if self.now_ns >= end_ns + drain_ns {
-            self.give_up_unsent();
-        }
-        if self.now_ns >= end_ns + drain_ns + SETTLE_NS.max(drain_ns) {
-            return true;
-        }
-        // Others may still have something for those who are done here.
-        self.looks_settled() && !self.orders.phase.hold.load(Ordering::Relaxed)
-    }
-
-    /// No more messages fall due: what is stored from here on was not stored meanwhile.
-    fn end(&mut self) {
-        if !std::mem::replace(&mut self.ended, true) {
-            self.tally.counts.acked_in_time = self.acked + self.tally.counts.acked;
-        }
-    }
-
-    fn give_up_unsent(&mut self) {
-        if std::mem::replace(&mut self.gave_up, true) {
-            return;
-        }
-        for index in 0..self.lines.len() as u32 {
-            self.with(index, |client, around| {
-                client.give_up_unsent(around);
-                Want::Nothing
-            });
-        }
-    }
-
-    /// Whether all have all, now and then looked at.
-    fn looks_settled(&mut self) -> bool {
-        if self.now_ns < self.audited_at + AUDIT_EVERY_NS {
-            return false;
-        }
-        self.audited_at = self.now_ns;
-        let all_back = self.lines.iter().all(|line| line.client.link().absent.1 <= self.now_ns);
-        self.settled = all_back && self.lines.iter().all(|line| line.client.is_settled()) && self.lost() == 0;
-        self.settled
-    }
-
-    fn lost(&self) -> u64 {
-        let mut counts = Counts::default();
-        self.audit(&mut counts);
-        counts.lost
-    }
-
-    /// Holds all books against each other; accounts with users who are not here come back.
-    fn audit(&self, counts: &mut Counts) -> Vec<Account> {
-        let open = audit_pairs(self.lines.iter().flat_map(|line| line.client.accounts()), counts);
-        let (alone, abroad): (Vec<_>, Vec<_>) = open.into_iter().partition(|account| self.is_here(account.peer));
-        for account in alone {
-            // The other has not even heard of it.
-            audit(&account, &account.unheard_of(), counts);
-        }
-        abroad
-    }
-
-    fn is_here(&self, user: UserId) -> bool {
-        let (orders, users) = (&self.orders, self.orders.share.users);
-        if orders.tokens.owner(0).is_some() {
-            return (0..users).any(|index| user_of(orders, index) == user);
-        }
-        (user_of(orders, 0).0..user_of(orders, 0).0 + u64::from(users)).contains(&user.0)
-    }
-
-    fn hang_up(&mut self) {
-        self.hung_up = true;
-        // Counted before they forget what they wait for.
-        let mut counts = self.tally.counts;
-        self.abroad = self.audit(&mut counts);
-        self.tally.counts = counts;
-        for index in 0..self.lines.len() as u32 {
-            self.with(index, |client, around| {
-                client.tell_unknown(around);
-                Want::Nothing
-            });
-        }
-        for index in 0..self.lines.len() as u32 {
-            self.with(index, C::hang_up);
-        }
-        self.send();
-    }
-
     fn flush_files(&mut self) {
         let acks = self.orders.acks.as_mut().map(AckWriter::flush);
         let record = self.orders.record.as_mut().map(Record::flush);
@@ -786,11 +695,6 @@ impl<C: Client> Worker<C> {
                 self.tally.error(&format!("{what} cannot be written: {error}"));
             }
         }
-    }
-
-    fn finish(mut self) -> Ended {
-        self.flush_files();
-        Ended { tally: self.tally, abroad: self.abroad }
     }
 }
 

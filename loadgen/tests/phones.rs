@@ -7,7 +7,7 @@ use loadgen::client::{Account, Around, Client as _, Habits, Part, Want, audit};
 use loadgen::credentials::{Credentials, Tokens};
 use loadgen::drivers::ringway::{Phone, REPEAT_EVERY};
 use loadgen::key::TokenKey;
-use loadgen::link::Ending;
+use loadgen::link::{Ending, Link};
 use loadgen::random::Random;
 use loadgen::scenario::Protocol;
 use loadgen::tally::Tally;
@@ -104,6 +104,7 @@ impl World {
             tokens: &self.tokens,
             place: who as u32,
             part: self.part,
+            partner_ahead_ns: 0,
             disturbed: true,
             repeat_in: &mut self.repeat_in,
             random: &mut self.random,
@@ -511,4 +512,74 @@ fn what_leaves_late_is_counted_apart() {
     world.cut(0);
     world.pass(300);
     assert_eq!((world.tally.counts.late, world.harm()), (2, [0; 4]));
+}
+
+/// Which distributions have a time of a message that was delivered to a user with that part.
+fn distributions_of(part: Part, disturbed: bool, prepare: impl FnOnce(&mut Link)) -> Vec<(&'static str, f64)> {
+    let World { habits, tokens, mut random, .. } = World::new();
+    let (mut tally, mut body, mut repeat_in) = (Tally::default(), String::new(), REPEAT_EVERY);
+    let mut link = Link::new(0);
+    prepare(&mut link);
+    let mut around = Around {
+        now_ns: 5_000 * MS,
+        habits: &habits,
+        tokens: &tokens,
+        place: 0,
+        part,
+        partner_ahead_ns: 2_000 * MS as i64,
+        disturbed,
+        random: &mut random,
+        tally: &mut tally,
+        acks: None,
+        repeat_in: &mut repeat_in,
+        body: &mut body,
+    };
+    around.delivered(1_000 * MS, &link);
+    assert_eq!(tally.counts.delivered, 1);
+    assert_eq!(tally.counts.delivered_abroad, tally.abroad.count());
+    let named = tally.distributions().into_iter().filter(|(_, times)| times.count() > 0);
+    named.map(|(name, times)| (name, (times.quantile_ms(1.0) / 1e3).round())).collect()
+}
+
+#[test]
+fn each_delivery_is_where_it_belongs() {
+    let plain = |part, disturbed| distributions_of(part, disturbed, |_| {});
+    assert_eq!(plain(Part::Untouched, false), [("delivery", 4.0)]);
+    assert_eq!(plain(Part::Untouched, true), [("delivery", 4.0), ("untouched", 4.0)]);
+    assert_eq!(plain(Part::Touched, true), [("delivery", 4.0)]);
+    assert_eq!(plain(Part::Slow, true), [("slow", 4.0)]);
+    // Its sender's clock is two seconds behind: it was due two seconds later than it says.
+    assert_eq!(plain(Part::Abroad, true), [("abroad", 2.0)]);
+    // Who was away on purpose when it was due had it as soon as could be; by the receiver's clock, whoever sent it.
+    for part in [Part::Untouched, Part::Touched, Part::Slow] {
+        assert_eq!(distributions_of(part, true, |link| link.absent = (900 * MS, 1_100 * MS)), []);
+    }
+    assert_eq!(distributions_of(Part::Abroad, true, |link| link.absent = (900 * MS, 1_100 * MS)).len(), 1);
+    assert_eq!(distributions_of(Part::Abroad, true, |link| link.absent = (2_900 * MS, 3_100 * MS)), []);
+}
+
+/// Cut by the server or by a storm counts until it is open again, once; leaving on purpose does not.
+#[test]
+fn only_who_was_cut_resumes() {
+    let resumed = |end: &dyn Fn(&mut World)| {
+        let mut world = World::new();
+        assert_eq!((world.tally.opening.count(), world.tally.resume.count()), (2, 0));
+        world.pass(500);
+        end(&mut world);
+        world.pass(5_000);
+        assert_eq!((world.tally.counts.reopened, world.tally.opening.count()), (1, 3));
+        (world.tally.resume.count(), world.tally.resume.quantile_ms(1.0).round())
+    };
+    let leave = |ending: Ending| {
+        move |world: &mut World| {
+            let until_ns = world.now_ns + 1_000 * MS;
+            if world.with(1, |phone, around| phone.leave(until_ns, ending, around)) == Want::Cut {
+                world.cut(1);
+            }
+        }
+    };
+    assert_eq!(resumed(&|world| world.cut(1)).0, 1);
+    let (count, ms) = resumed(&leave(Ending::Storm));
+    assert!(count == 1 && (1_000.0..1_010.0).contains(&ms), "{count} {ms}");
+    assert_eq!(resumed(&leave(Ending::Reset)).0, 0);
 }

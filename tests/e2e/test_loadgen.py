@@ -69,14 +69,26 @@ def test_every_shipped_scenario_runs_and_everything_acknowledged_is_there(loadge
     counts = result["counts"]
     assert result["open"] == 32 and counts["cut"] == 0
     assert counts["acked"] == counts["offered"] == counts["delivered"]
+    latency = result["latency"]
+    assert (latency["resume"]["count"] > 0) == (kind == "storm")
+    assert (latency["slow"]["count"] > 0) == (kind == "slow-readers")
+    assert latency["untouched"]["count"] == 0 or kind in ("storm", "offline", "churn", "day", "slow-readers")
+    assert "abroad" not in latency and 0 < result["busiest_thread_percent"] < 101
     match kind:
         case "idle":
             assert counts["offered"] == 0
             return
         case "storm":
-            assert counts["ended_on_purpose"] == counts["reopened"] == 16
+            assert counts["ended_on_purpose"] == counts["reopened"] == latency["resume"]["count"] == 16
+            # Some of what reached half of the users, since the storm.
+            assert 0 < latency["untouched"]["count"] < 0.75 * latency["delivery"]["count"]
+        case "slow-readers":
+            assert latency["slow"]["count"] > 0
+            assert latency["slow"]["count"] + latency["delivery"]["count"] == counts["delivered"]
+            assert 0 < latency["untouched"]["count"] <= latency["delivery"]["count"]
         case "offline":
             assert counts["ended_on_purpose"] == counts["reopened"] == 8 and counts["delivered_on_return"] > 0
+            assert latency["delivery"]["count"] == counts["delivered"] - counts["delivered_on_return"]
         case "churn" | "day":
             assert counts["ended_on_purpose"] > 0
         case "permutation":
@@ -409,7 +421,7 @@ def test_a_burst_is_drained_and_counted(loadgen, make_server):
 @pytest.fixture
 def agent(directory):
     """Starts agents, and stops them by their pid."""
-    agents = []
+    agents = {}
 
     def start(*before, host="127.0.0.1"):
         port = places.free_port()
@@ -417,24 +429,60 @@ def agent(directory):
         command = [*before, places.binary("ringway-loadgen"), "agent", "--listen", f"{host}:{port}"]
         with open(log, "wb") as output:
             process = subprocess.Popen([str(part) for part in command], stderr=output, stdin=subprocess.DEVNULL)
-        agents.append((process, before))
+        agents[f"{host}:{port}"] = (process, before)
         places.wait_until(lambda: "ready for coordinators" in log.read_text(), "the agent is ready")
         return f"{host}:{port}"
 
+    def kill(address):
+        process, _ = agents.pop(address)
+        process.kill()
+        process.wait(20)
+
+    start.kill = kill
     yield start
-    for process, before in agents:
+    for process, before in agents.values():
         # `unshare` does not hand on what ends it; its child ends with it.
         process.kill() if "unshare" in before else process.terminate()
         assert process.wait(20) == (-signal.SIGKILL if "unshare" in before else 0)
 
 
-def test_agents_share_a_run_and_pairs_across_them_count_loss_and_order(loadgen, at, agent):
-    # Clocks that differ by days must not matter; where the kernel has no such clocks, they do not differ.
-    shifted = ["unshare", "--time", "--monotonic", "200000", "--fork", "--kill-child"]
-    can_shift = os.geteuid() == 0 and subprocess.run([*shifted, "true"], capture_output=True).returncode == 0
-    agents = f"{agent()},{agent(*(shifted if can_shift else []))}"
-    run = loadgen("run", *at, *small("pairs"), *settings("sessions.cross_share=0.25"), "--agents", agents)
+# A clock that differs by days must not matter; where the kernel has no such clocks, it does not differ.
+SHIFT_S = 200_000
+SHIFTED = ["unshare", "--time", "--monotonic", SHIFT_S, "--fork", "--kill-child"]
+
+
+def shift_of_clocks():
+    shifted = [str(part) for part in [*SHIFTED, "true"]]
+    can_shift = os.geteuid() == 0 and subprocess.run(shifted, capture_output=True, check=False).returncode == 0
+    return (SHIFTED, SHIFT_S) if can_shift else ([], 0)
+
+
+def check_times_abroad(result, said, shifts):
+    """What was delivered between agents has times that hold no shift of a clock, and say how exact they are."""
+    abroad, count = result["latency"]["abroad"], result["counts"]["delivered_abroad"]
+    assert abroad["count"] == count > 0 and 0 < abroad["error_ms"]
+    known = [abroad[quantile] for quantile in ("p50", "p90", "p99", "p99_9", "p99_99", "max") if abroad[quantile]]
+    assert all(abroad["error_ms"] < ms < 100_000 for ms in known) and known == sorted(known)
+    assert all(distribution["max"] < 100_000 for name, distribution in result["latency"].items() if name != "abroad")
+    for generator, shift in zip(result["generators"], shifts, strict=True):
+        offset, error = generator["clock_offset_ms"]
+        assert abs(offset - shift * 1000) <= error + 1000 and 0 < error <= abroad["error_ms"]
+        assert 0 < generator["busiest_thread_percent"] < 101 and generator["cpu_percent"] > 0
+        assert f"agent {generator['name']}: " in said and f"{offset:+.3f} ms ±" in said
+    assert result["busiest_thread_percent"] == max(each["busiest_thread_percent"] for each in result["generators"])
+    assert f"below the clocks' error of {abroad['error_ms']:.3f} ms" in said
+
+
+def test_agents_share_a_run_and_pairs_across_them_are_counted_apart(loadgen, at, agent, directory):
+    shifted, shift = shift_of_clocks()
+    agents = f"{agent()},{agent(*shifted)}"
+    page, log = Path(directory) / "page.html", Path(directory) / "log"
+    more = [*settings("sessions.cross_share=0.25"), "--report", page, "--hlog", log, "--threshold", "abroad.max < 1m"]
+    run = loadgen("run", *at, *small("pairs"), *more, "--agents", agents)
     result = run.good()
+    check_times_abroad(result, run.said, [0, shift])
+    assert "delivered from other agents" in page.read_text() and "Tag=abroad," in log.read_text()
+    assert "the clocks' error of" in result["thresholds"][0]["note"]
     counts = result["counts"]
     assert result["open"] == 32 and counts["delivered"] == counts["acked"] == counts["offered"] > 100
     assert counts["delivered_abroad"] > 0
@@ -442,7 +490,8 @@ def test_agents_share_a_run_and_pairs_across_them_count_loss_and_order(loadgen, 
     assert result["latency"]["delivery"]["count"] == counts["delivered"] - counts["delivered_abroad"]
     assert result["latency"]["ack"]["count"] == counts["acked"]
     # An agent takes one run after the other.
-    assert loadgen("run", *at, *small("pairs"), "--agents", agents).good()["counts"]["delivered_abroad"] == 0
+    result = loadgen("run", *at, *small("pairs"), "--agents", agents).good()
+    assert result["counts"]["delivered_abroad"] == 0 and "abroad" not in result["latency"]
 
 
 class Namespaces:
@@ -479,17 +528,18 @@ def namespaces():
     namespaces.close()
 
 
-def test_agents_on_other_hosts(loadgen, shared_server, at, agent, namespaces):
+def test_agents_on_other_hosts_whose_clocks_are_days_apart(loadgen, shared_server, at, agent, namespaces):
     """Each in a network of its own: the server, here, is to both of them another machine."""
     with Front(shared_server, lambda connection: (connection.getpeername()[0], connection), "10.213.1.1") as front:
-        hosts = [
-            agent("ip", "netns", "exec", name, host=f"10.213.{number}.2")
-            for number, name in enumerate(namespaces.names, 1)
-        ]
+        shifted, shift = shift_of_clocks()
+        one, other = (["ip", "netns", "exec", name] for name in namespaces.names)
+        hosts = [agent(*one, host="10.213.1.2"), agent(*other, *shifted, host="10.213.2.2")]
         flags = ["--url", f"ws://10.213.1.1:{front.port}", *at[2:], *small("pairs")]
         run = loadgen("run", *flags, *settings("sessions.cross_share=0.5"), "--agents", ",".join(hosts))
-        counts = run.good()["counts"]
-        assert counts["delivered"] == counts["offered"] > 100 and counts["delivered_abroad"] > 0
+        result = run.good()
+        counts = result["counts"]
+        assert counts["delivered"] == counts["offered"] > 100
+        check_times_abroad(result, run.said, [0, shift])
         assert sorted(front.greeted) == ["10.213.1.2"] * 16 + ["10.213.2.2"] * 16
 
 
@@ -498,6 +548,73 @@ def test_a_loss_across_agents_is_found(loadgen, agent, directory):
         agents = f"{agent()},{agent()}"
         run, _ = hostile(loadgen, server, directory, *settings("sessions.cross_share=1"), "--agents", agents)
         assert run.code == BROKEN and run.result["counts"]["lost"] == server.harmed > 0, run.said
+
+
+def test_what_agents_saw_acknowledged_is_in_one_file(loadgen, at, agent, directory):
+    """Half of the pairs are across them, and half of the users are cut and come back meanwhile."""
+    acks = Path(directory) / "acks"
+    agents = f"{agent()},{agent()}"
+    more = settings("sessions.cross_share=0.5", "sessions.threads=2", "storm.at=1s", "storm.jitter=200ms")
+    run = loadgen("run", "--scenario", "storm", *at, *small("pairs"), *more, "--agents", agents, "--acks", acks)
+    counts = run.good()["counts"]
+    assert counts["acked"] == counts["offered"] > 100 and counts["reopened"] == 16
+    lines = [json.loads(line) for line in acks.read_text().splitlines()]
+    assert len({line["id"] for line in lines}) == len(lines) == counts["acked"]
+    assert len({line["sender"] for line in lines}) > 16
+    verified = loadgen("verify", "--acks", acks, *at[:4]).wait()
+    assert verified.code == 0 and f"{counts['acked']} acknowledged messages" in verified.output, verified.said
+
+
+@pytest.mark.parametrize(("mischief", "code"), [("lose", BROKEN), ("mute", UNKNOWN)])
+def test_what_agents_were_told_and_is_not_there_is_found(loadgen, agent, directory, mischief, code):
+    acks = Path(directory) / "acks"
+    with HostileServer(mischief, every=50) as server:
+        more = [*settings("sessions.cross_share=0.5"), "--agents", f"{agent()},{agent()}", "--acks", acks]
+        run, key = hostile(loadgen, server, directory, *more)
+        assert run.code == code, run.said
+        verified = loadgen("verify", "--acks", acks, "--url", server.url, "--jwt-key", key).wait()
+        assert verified.code == code, verified.said
+        counts = run.result["counts"]
+        # A message that was lost, or never answered, is named; so is every other.
+        lines = [json.loads(line) for line in acks.read_text().splitlines()]
+        assert sum(line["seq"] == 0 for line in lines) == counts["unanswered"]
+        assert sum(line["seq"] > 0 for line in lines) == counts["acked"]
+
+
+def test_a_lost_agent_ends_the_run_in_its_name_and_what_it_told_is_kept(loadgen, at, agent, directory):
+    acks = Path(directory) / "acks"
+    lost = agent()
+    flags = [*small("pairs"), *settings("sessions.cross_share=0.5"), "--duration", "600s"]
+    run = loadgen("run", *at, *flags, "--agents", f"{agent()},{lost}", "--acks", acks)
+    told = lambda: acks.exists() and len({json.loads(line)["sender"] for line in whole_lines(acks)}) == 32
+    places.wait_until(told, "all users of both agents have had an answer")
+    agent.kill(lost)
+    assert run.wait().code == COULD_NOT_RUN and f"the agent {lost}: it is gone" in run.said, run.said
+    text = acks.read_text()
+    assert text.endswith("\n") and all(json.loads(line) for line in text.splitlines())
+    # Those whose answers were cut off with it are on nobody's list; every line that there is holds.
+    verified = loadgen("verify", "--acks", acks, *at[:4]).wait()
+    assert verified.code in (0, UNKNOWN), verified.said
+
+
+def test_a_killed_coordinator_leaves_whole_lines(loadgen, at, agent, directory):
+    acks = Path(directory) / "acks"
+    agents = f"{agent()},{agent()}"
+    flags = [*small("pairs"), *settings("sessions.cross_share=0.5", "traffic.rate=1000")]
+    run = loadgen("run", *at, *flags, "--duration", "600s", "--agents", agents, "--acks", acks)
+    places.wait_until(lambda: acks.exists() and len(whole_lines(acks)) > 500, "messages are stored")
+    run.process.kill()
+    run.process.wait(20)
+    text = acks.read_text()
+    assert text.endswith("\n") and all(json.loads(line) for line in text.splitlines())
+    verified = loadgen("verify", "--acks", acks, *at[:4]).wait()
+    assert verified.code == 0, verified.said
+    # The agents are free again.
+    assert loadgen("run", *at, *flags, "--agents", agents).good()["counts"]["delivered_abroad"] > 0
+
+
+def whole_lines(path):
+    return path.read_text().rpartition("\n")[0].splitlines()
 
 
 def test_an_agent_that_is_not_there_is_named(loadgen, at, agent):

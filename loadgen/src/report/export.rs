@@ -60,7 +60,9 @@ impl IntervalLog {
         let mut serializer = V2DeflateSerializer::new();
         // Without anything to say at its head it writes none: this goes on where the last interval ended.
         let mut writer = IntervalLogWriterBuilder::new().begin_log_with(&mut self.file, &mut serializer)?;
-        for (name, times) in named(interval).into_iter().filter(|(_, times)| times.count() > 0) {
+        // Between two clocks a time is no more exact than the result says, and no quantile of it is published.
+        let all = named(interval).into_iter().chain([("abroad", &interval.tally.abroad)]);
+        for (name, times) in all.filter(|(_, times)| times.count() > 0) {
             writer.write_histogram(times.histogram(), start, length, Tag::new(name)).map_err(|error| match error {
                 IntervalLogWriterError::IoError(error) => error,
                 IntervalLogWriterError::SerializeError(error) => std::io::Error::other(error.to_string()),

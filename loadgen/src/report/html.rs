@@ -257,7 +257,7 @@ fn latencies(run: &RunResult) -> Option<Table> {
         "schedule_error" => "schedule error",
         name => name,
     };
-    let rows: Vec<_> = run
+    let mut rows: Vec<_> = run
         .latency
         .named()
         .into_iter()
@@ -267,9 +267,19 @@ fn latencies(run: &RunResult) -> Option<Table> {
             row([said(name).to_owned()].into_iter().chain(times).chain([count(of.count)]))
         })
         .collect();
+    let mut note = String::new();
+    if let Some(abroad) = &run.latency.abroad {
+        let error = ms(abroad.error_ms);
+        note = format!(
+            "Delivered from other agents: right to within {error}; “below” is below the clocks’ error of {error}."
+        );
+        let times = abroad.quantiles().map(|time| time.map_or_else(|| "below".to_owned(), ms));
+        let name = "delivered from other agents".to_owned();
+        rows.push(row([name].into_iter().chain(times).chain([count(abroad.count)])));
+    }
     (!rows.is_empty()).then(|| Table {
         title: "Latency".to_owned(),
-        note: String::new(),
+        note,
         columns: columns(&["", "p50", "p90", "p99", "p99.9", "p99.99", "max", "count"]),
         rows,
         numbers: true,
@@ -374,6 +384,7 @@ fn agents(run: &RunResult) -> Option<Table> {
                 agent.name.clone(),
                 agent.host.name.clone(),
                 with_unit(agent.cpu_percent, "%"),
+                with_unit(agent.busiest_thread_percent, "%"),
                 agent.memory_bytes_max.map_or_else(|| "–".to_owned(), |most| bytes(most as f64)),
                 offset,
             ])
@@ -382,7 +393,7 @@ fn agents(run: &RunResult) -> Option<Table> {
     (rows.len() > 1).then(|| Table {
         title: "Agents".to_owned(),
         note: String::new(),
-        columns: columns(&["", "host", "CPU", "memory", "clock offset"]),
+        columns: columns(&["", "host", "CPU", "busiest thread", "memory", "clock offset"]),
         rows,
         numbers: true,
         ..Table::default()
@@ -582,6 +593,17 @@ mod tests {
         let place = |what: &str| html.find(what).unwrap_or_else(|| panic!("{what} is missing"));
         assert!(place("delivery.p99") < place("Where and how"));
         assert!(html.contains("verdict bad") && html.contains("31 ms"));
+    }
+
+    #[test]
+    fn between_agents_only_what_is_known_is_a_number() {
+        let mut run = run();
+        let abroad = crate::result::Abroad { count: 7, error_ms: 1.5, max: Some(4.25), ..Default::default() };
+        run.latency.abroad = Some(abroad);
+        let table = latencies(&run).unwrap();
+        let cells: Vec<_> = table.rows[0].iter().map(|cell| cell.text.as_str()).collect();
+        assert_eq!(cells[1..], ["below", "below", "below", "below", "below", "4.25 ms", "7"]);
+        assert!(table.note.contains("below the clocks’ error of 1.5 ms"));
     }
 
     #[test]

@@ -17,4 +17,5 @@ mod scrape;
 mod table;
 
 pub use html::page;
+pub(crate) use process::resident_bytes;
 pub use recorder::{OutputError, Outputs, Recorder};

@@ -229,6 +229,7 @@ impl Recorder {
         if result.generators.is_empty() {
             let mut this = Generator::this("");
             this.cpu_percent = result.generator_cpu_percent;
+            this.busiest_thread_percent = result.busiest_thread_percent;
             this.memory_bytes_max = self.generator_memory_max;
             result.generators.push(this);
         }

@@ -1,0 +1,123 @@
+//! One run on several machines: a coordinator, and agents that do what it says.
+//!
+//! Both speak lines of JSON over TCP. The coordinator mints all tokens and gives each agent its part of the users; an
+//! agent measures with its own clock. Of pairs whose two users are on two agents (`sessions.cross_share`) the books are
+//! compared when all is over, and their latency is a distribution of its own (`abroad`): the coordinator measures all
+//! clocks, as [`clocks`] says, and tells each agent what its partner's times are in its own.
+//!
+//! ```text
+//! coordinator                      agent
+//! job {scenario, tokens, ...}  ->
+//!                              <-  ready                     all of them, before anybody connects
+//! clock                        ->
+//!                              <-  clock {ns}                several times, one agent after the other
+//! connect                      ->
+//!                              <-  connected {began_ns}
+//!                              <-  progress, once a second
+//!                              <-  acks, as they are acknowledged, if they are wanted
+//! begin {ahead_ns}             ->                            when all sessions are open
+//! finish                       ->                            when nobody misses anything
+//!                              <-  done {tally, abroad}
+//! clock                        ->                            as before, when all are done
+//! ```
+//!
+//! Acknowledged messages are never dropped for want of room: a coordinator that does not keep up with its file does not
+//! read, the agent's few waiting pieces fill, and its users stand still, which its schedule error shows.
+//!
+//! Nothing is encrypted, and an agent does what whoever connects says: it is for networks of one's own.
+
+mod agent;
+mod clocks;
+mod coordinator;
+
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::client::Account;
+use crate::credentials::Tokens;
+use crate::result::Generator;
+use crate::tally::Tally;
+use crate::traffic::Abroad;
+
+pub use agent::serve;
+pub use coordinator::run;
+
+/// How long one side may take to say or to take something before it counts as gone: agents tell something every second.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum ToAgent {
+    Job(Box<Job>),
+    Clock,
+    Connect,
+    Begin {
+        /// What to add to the times of the partner's run to have them in one's own.
+        ahead_ns: i64,
+    },
+    Stop,
+    Finish,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Job {
+    scenario: String,
+    tokens: Tokens,
+    /// What all agents have in their messages.
+    run: u32,
+    abroad: Option<Abroad>,
+    /// Whether acknowledged messages are wanted.
+    acks: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum FromAgent {
+    Ready {
+        generator: Box<Generator>,
+    },
+    Clock {
+        /// `CLOCK_MONOTONIC`.
+        ns: u64,
+    },
+    Connected {
+        /// When its run began, by the same clock.
+        began_ns: u64,
+    },
+    Progress {
+        tally: Tally,
+        open: u32,
+        was_open: u32,
+        settled: bool,
+        cpu_seconds: f64,
+    },
+    /// Whole lines of the file of acknowledged messages.
+    Acks {
+        lines: String,
+    },
+    Done {
+        tally: Tally,
+        abroad: Vec<Account>,
+        memory_bytes_max: Option<u64>,
+    },
+    Failed {
+        why: String,
+    },
+}
+
+fn write<T: Serialize>(stream: &mut TcpStream, message: &T) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(message).expect("a message is plain data");
+    line.push(b'\n');
+    stream.write_all(&line)
+}
+
+fn read<T: for<'a> Deserialize<'a>>(reader: &mut impl std::io::BufRead) -> std::io::Result<T> {
+    let mut line = Vec::new();
+    if reader.read_until(b'\n', &mut line)? == 0 {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
+    serde_json::from_slice(&line).map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))
+}
