@@ -6,13 +6,13 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use loadgen::run::cpu_seconds;
 use ring::{Connection, Doorbell, Event, EventBatch, KernelRing, Op, Ops, RingConfig};
 use serde::{Deserialize, Serialize};
 use wire::upgrade::{UpgradeRequest, read_upgrade_response, write_upgrade_request};
 use wire::writer::{Opcode, write_frame};
 
-use crate::server::{Trouble, cores, cpu_ns, machine_cpu_ns, softirq_ns};
+use crate::crowd::{Spent, Stretch};
+use crate::server::Trouble;
 
 /// Who echoes.
 #[derive(Debug, Clone, Copy)]
@@ -27,14 +27,10 @@ pub struct Load {
 }
 
 /// What came of one moment.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Echoed {
     pub echoes: u64,
-    pub seconds: f64,
-    pub server_cpu_ns: u64,
-    pub client_cpu_ns: u64,
-    /// Processor time of everybody else, as a part of the whole machine's.
-    pub foreign: f64,
+    pub spent: Spent,
 }
 
 const NONCE: [u8; 16] = *b"an echo's nonce!";
@@ -136,7 +132,7 @@ impl Lines {
 
     /// Echoes on all connections for as long, and until the last echo has come back.
     pub fn echo(&mut self, wanted: Duration) -> Result<Echoed, Trouble> {
-        let begun = Begun::now(&self.load);
+        let (stretch, begun) = (Stretch::of(&[self.load.server]), Instant::now());
         for at in 0..self.each.len() {
             self.say(at);
         }
@@ -147,7 +143,7 @@ impl Lines {
             if self.events.is_empty() {
                 return Err("the server does not answer".into());
             }
-            let goes_on = begun.at.elapsed() < wanted;
+            let goes_on = begun.elapsed() < wanted;
             while let Some(event) = self.events.pop() {
                 let Event::Received { connection, range } = event else {
                     self.take(event)?;
@@ -164,7 +160,7 @@ impl Lines {
             }
         }
         std::thread::sleep(REST);
-        Ok(begun.until_now(&self.load, echoes))
+        Ok(Echoed { echoes, spent: stretch.end() })
     }
 
     fn say(&mut self, at: usize) {
@@ -185,37 +181,6 @@ impl Lines {
             Event::ConnectFailed { error, .. } => Err(format!("a connection failed: {error:?}").into()),
             Event::Closed { reason, .. } => Err(format!("the server hung up: {reason:?}").into()),
             _ => Ok(()),
-        }
-    }
-}
-
-/// Where counting began.
-struct Begun {
-    at: Instant,
-    server_ns: u64,
-    client_s: f64,
-    machine_ns: u64,
-}
-
-impl Begun {
-    fn now(load: &Load) -> Self {
-        // The server is on core 0, the client on core 1.
-        let server_ns = cpu_ns(load.server) + softirq_ns(0);
-        let client_s = cpu_seconds() + softirq_ns(1) as f64 / 1e9;
-        Self { at: Instant::now(), server_ns, client_s, machine_ns: machine_cpu_ns() }
-    }
-
-    fn until_now(&self, load: &Load, echoes: u64) -> Echoed {
-        let now = Self::now(load);
-        let seconds = (now.at - self.at).as_secs_f64();
-        let (server, client) = (now.server_ns - self.server_ns, ((now.client_s - self.client_s) * 1e9) as u64);
-        let others = (now.machine_ns - self.machine_ns).saturating_sub(server + client) as f64;
-        Echoed {
-            echoes,
-            seconds,
-            server_cpu_ns: server,
-            client_cpu_ns: client,
-            foreign: others / (seconds * f64::from(cores()) * 1e9),
         }
     }
 }

@@ -3,10 +3,13 @@
 //! Ratios are paired by round. A round in which others used more than 5 % of the machine is dropped and listed;
 //! when more than three in ten were dropped, the run is void.
 
+use std::time::Instant;
+
 use serde_json::{Map, Value, json};
 
 use crate::figures::{bootstrap, median};
-use crate::server::Trouble;
+use crate::others::steal_ns;
+use crate::server::{Trouble, cores};
 
 /// More than this part of the machine used by others, and a round does not count.
 pub const FOREIGN_MAX: f64 = 0.05;
@@ -18,7 +21,7 @@ pub struct Sample {
     pub us: f64,
     /// Units per second of the clock.
     pub per_second: f64,
-    /// Processor time of everybody else, as a part of the whole machine's.
+    /// Processor time of other processes, as a part of the whole machine's.
     pub foreign: f64,
     /// What else is worth keeping.
     pub more: Map<String, Value>,
@@ -63,7 +66,7 @@ pub fn run(
     let row = |cells: Vec<String>| cells.iter().fold(String::new(), |row, cell| format!("{row} {cell:>17}"));
     println!("us per unit; round{}", row(names.iter().map(|name| (*name).to_owned()).collect()));
     for round in 0..warm_up + rounds + rounds.div_ceil(2) {
-        let mut samples = Vec::new();
+        let (mut samples, stolen, begun) = (Vec::new(), steal_ns(), Instant::now());
         for (at, side) in outcome.sides.iter_mut().enumerate() {
             let sample = match side.failed {
                 None => measure(at),
@@ -81,7 +84,10 @@ pub fn run(
         if round < warm_up {
             continue;
         }
-        let foreign = samples.iter().flatten().map(|sample| sample.foreign).fold(0.0, f64::max);
+        // What was stolen comes in ticks: a round is long enough for them, and one side is not. Nor is less than a second.
+        let round_ns = begun.elapsed().as_nanos().max(1_000_000_000) as f64 * f64::from(cores());
+        let steal = (steal_ns() - stolen) as f64 / round_ns;
+        let foreign = samples.iter().flatten().map(|sample| sample.foreign).fold(0.0, f64::max) + steal;
         let is_dropped = foreign > FOREIGN_MAX;
         let shown =
             |sample: &Option<Sample>| sample.as_ref().map_or("-".to_owned(), |sample| format!("{:.3}", sample.us));
@@ -95,7 +101,7 @@ pub fn run(
         outcome.attempts += 1;
         if is_dropped {
             let us: Vec<_> = samples.iter().map(|sample| sample.as_ref().map(|sample| sample.us)).collect();
-            outcome.dropped.push(json!({ "round": round - warm_up + 1, "us": us, "foreign": foreign }));
+            outcome.dropped.push(json!({ "round": round - warm_up + 1, "us": us, "foreign": foreign, "steal": steal }));
             disturbed.push(samples);
             continue;
         }

@@ -5,9 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use ring::{Connection, Doorbell, Event, EventBatch, KernelRing, Op, Ops, RingConfig};
+use serde::{Deserialize, Serialize};
 
 use crate::cpu::by_thread;
-use crate::server::{Process, Trouble, cores, cpu_ns, machine_cpu_ns, softirq_ns};
+use crate::others::{Census, Shares};
+use crate::server::{Process, Trouble, family_cpu_ns, softirq_ns};
 use loadgen::run::cpu_seconds;
 
 /// Connections of one ring. Its table may hold as many as a process may have descriptors, and a tenth is kept
@@ -284,59 +286,93 @@ impl Deadline {
 
 /// A stretch of time in which processor time is counted.
 pub struct Stretch {
-    server: u32,
+    servers: Vec<u32>,
+    /// Whose time is nobody's else, though it is not the server's.
+    beside: Vec<u32>,
+    all: Census,
+    counters: Counters,
+}
+
+/// At a moment.
+struct Counters {
     at: Instant,
     server_ns: u64,
     threads: Vec<(String, u64)>,
     client_s: f64,
-    machine_ns: u64,
+}
+
+impl Counters {
+    fn now(servers: &[u32]) -> Self {
+        // The server is on core 0, the client on core 1, each with the kernel's thread for its network work.
+        let softirq = softirq_ns(0);
+        let mut threads: Vec<_> = servers.iter().flat_map(|server| by_thread(*server)).collect();
+        threads.push(("ksoftirqd".to_owned(), softirq));
+        Self {
+            at: Instant::now(),
+            server_ns: servers.iter().copied().map(family_cpu_ns).sum::<u64>() + softirq,
+            threads,
+            client_s: cpu_seconds() + softirq_ns(1) as f64 / 1e9,
+        }
+    }
 }
 
 /// What was spent in it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Spent {
     pub seconds: f64,
     pub server_ns: u64,
     /// The server's threads apart, by name.
     pub threads: Vec<(String, u64)>,
     pub client_ns: u64,
-    /// By everybody else, as a part of the machine's.
-    pub foreign: f64,
+    pub shares: Shares,
+}
+
+impl Spent {
+    /// Together with another stretch; threads are not told apart any more.
+    pub fn add(&mut self, more: &Self) {
+        self.seconds += more.seconds;
+        self.server_ns += more.server_ns;
+        self.threads.clear();
+        self.client_ns += more.client_ns;
+        // Each counts as long as it took.
+        let part = more.seconds / self.seconds;
+        self.shares.others += (more.shares.others - self.shares.others) * part;
+        self.shares.kernel += (more.shares.kernel - self.shares.kernel) * part;
+    }
 }
 
 impl Stretch {
     /// From now on.
     pub fn begin(server: &Process) -> Self {
-        Self::of(server.id())
+        Self::of(&[server.id()])
     }
 
-    /// Of a process, or of no other than this one if it is 0.
-    pub fn of(server: u32) -> Self {
-        // The server is on core 0, the client on core 1, each with the kernel's thread for its network work.
-        let softirq = softirq_ns(0);
-        let mut threads = by_thread(server);
-        threads.push(("ksoftirqd".to_owned(), softirq));
-        Self {
-            server,
-            at: Instant::now(),
-            server_ns: cpu_ns(server) + softirq,
-            threads,
-            client_s: cpu_seconds() + softirq_ns(1) as f64 / 1e9,
-            machine_ns: machine_cpu_ns(),
-        }
+    /// Of a server's processes, with those that come from them.
+    pub fn of(servers: &[u32]) -> Self {
+        let all = Census::now();
+        Self { servers: servers.to_vec(), beside: Vec::new(), all, counters: Counters::now(servers) }
     }
 
-    /// Until now.
+    /// Another process that belongs to the measurement.
+    #[must_use]
+    pub fn beside(mut self, process: u32) -> Self {
+        self.beside.push(process);
+        self
+    }
+
+    /// Until now. Everybody is counted before the beginning and after the end, which costs this process some time.
     pub fn end(&self) -> Spent {
-        let now = Self::of(self.server);
-        let seconds = (now.at - self.at).as_secs_f64();
-        let (server_ns, client_ns) = (now.server_ns - self.server_ns, ((now.client_s - self.client_s) * 1e9) as u64);
-        let before = |name: &str| self.threads.iter().find(|(other, _)| other == name).map_or(0, |(_, ns)| *ns);
+        let (now, was) = (Counters::now(&self.servers), &self.counters);
+        let own = [&self.servers[..], &self.beside].concat();
+        let before = |name: &str| was.threads.iter().find(|(other, _)| other == name).map_or(0, |(_, ns)| *ns);
         let threads = now.threads.iter().map(|(name, ns)| (name.clone(), ns.saturating_sub(before(name)))).collect();
-        let others = (now.machine_ns - self.machine_ns).saturating_sub(server_ns + client_ns) as f64;
-        // The machine's time comes in ticks of 10 ms: of a short stretch it says too little.
-        let foreign = if seconds < 0.1 { 0.0 } else { others / (seconds * f64::from(cores()) * 1e9) };
-        Spent { seconds, server_ns, threads, client_ns, foreign }
+        Spent {
+            seconds: (now.at - was.at).as_secs_f64(),
+            server_ns: now.server_ns.saturating_sub(was.server_ns),
+            threads,
+            client_ns: ((now.client_s - was.client_s) * 1e9) as u64,
+            shares: Census::now().since(&self.all, &own),
+        }
     }
 }
 

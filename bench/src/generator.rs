@@ -245,11 +245,8 @@ fn saturated(orders: &Orders, scratch: &Scratch) -> Result<Value, Trouble> {
             return generator_echoes(orders, &server, scratch, rate, 1);
         }
         let echoed = lines.echo(Duration::from_secs(orders.seconds))?;
-        let us = echoed.client_cpu_ns as f64 / echoed.echoes.max(1) as f64 / 1e3;
-        rate = (echoed.echoes as f64 / echoed.seconds).round();
-        let mut more = Map::new();
-        more.insert("units".to_owned(), echoed.echoes.into());
-        Ok(Sample { us, per_second: rate, foreign: echoed.foreign, more })
+        rate = (echoed.echoes as f64 / echoed.spent.seconds).round();
+        of_client(Sample::of(&echoed.spent, echoed.echoes))
     })?;
     Ok(compared(&outcome))
 }
@@ -273,8 +270,8 @@ fn generator_echoes(
     ];
     let mut generator = Generator::start(server, scratch, Some(1), &flags, Duration::from_secs(60 + orders.seconds))?;
     generator.until_begun()?;
-    let stretch = crate::crowd::Stretch::begin(server);
-    let (softirq, begun) = (softirq_ns(1), Instant::now());
+    let stretch = crate::crowd::Stretch::begin(server).beside(generator.id());
+    let softirq = softirq_ns(1);
     let result = generator.finish()?;
     let (softirq, spent) = (softirq_ns(1) - softirq, stretch.end());
     let answered = result.achieved_per_second * result.seconds;
@@ -282,13 +279,9 @@ fn generator_echoes(
         return Err(format!("the echoes were not as they should be:\n{result}").into());
     }
     let own_ns = result.generator_cpu_percent / 100.0 * result.seconds * 1e9;
-    let mut more = Map::new();
-    more.insert("units".to_owned(), (answered as u64).into());
-    more.insert("schedule_error_p99_ms".to_owned(), result.latency.schedule_error.p99.into());
-    // The stretch knows nothing of the generator's process: what it used is no foreign time.
-    let elapsed_ns = begun.elapsed().as_secs_f64() * 1e9 * f64::from(crate::server::cores());
-    let foreign = (spent.foreign - own_ns / elapsed_ns).max(0.0);
-    Ok(Sample { us: (own_ns + softirq as f64) / answered / 1e3, per_second: result.achieved_per_second, foreign, more })
+    let mut sample = Sample::of(&spent, answered as u64);
+    sample.more.insert("schedule_error_p99_ms".to_owned(), result.latency.schedule_error.p99.into());
+    Ok(Sample { us: (own_ns + softirq as f64) / answered / 1e3, per_second: result.achieved_per_second, ..sample })
 }
 
 /// How the names of caches begin that connections fill; others grow with anything.

@@ -17,6 +17,7 @@ pub mod idle;
 pub mod loads;
 pub mod million;
 pub mod opened;
+pub mod others;
 pub mod peers;
 pub mod performance;
 pub mod pieces;

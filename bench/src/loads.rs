@@ -16,6 +16,8 @@ impl Sample {
         let mut more = serde_json::Map::new();
         more.insert("client_us".to_owned(), per_unit(spent.client_ns).into());
         more.insert("units".to_owned(), units.into());
-        Self { us: per_unit(spent.server_ns), per_second: units as f64 / spent.seconds, foreign: spent.foreign, more }
+        more.insert("kernel_threads".to_owned(), spent.shares.kernel.into());
+        let (us, per_second) = (per_unit(spent.server_ns), units as f64 / spent.seconds);
+        Self { us, per_second, foreign: spent.shares.others, more }
     }
 }

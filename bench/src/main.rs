@@ -103,8 +103,6 @@ enum What {
         #[arg(long)]
         listen: SocketAddr,
     },
-    #[command(hide = true)]
-    ClientEcho(echo::ClientArguments),
 }
 
 fn main() -> ExitCode {
@@ -127,7 +125,6 @@ fn main() -> ExitCode {
         What::ProbeEpoll { listen } => bench::raw::epoll::serve(listen),
         What::ProbeFanout { listen, connections } => bench::raw::fanout::serve(listen, connections),
         What::ProbeHold { listen } => bench::raw::hold::serve(listen),
-        What::ClientEcho(arguments) => echo::client(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,7 +7,7 @@ use wire::ids::UserId;
 use wire::upgrade::{SUBPROTOCOL_JSON, UpgradeRequest, write_upgrade_request};
 use wire::writer::write_text_with;
 
-use crate::contest;
+use crate::contest::{self, Sample};
 use crate::crowd::{Crowd, to_one};
 use crate::figures::{Scratch, save};
 use crate::loads::opening::{self, Opening, Raw, Step};
@@ -63,7 +63,7 @@ pub fn run(orders: &Orders) -> Result<(), Trouble> {
     let names = &names[..if other.is_some() { 3 } else { 2 }];
     let outcome = contest::run(names, 2, orders.rounds, |side| {
         let mut crowd = Crowd::new(count)?;
-        let sample = if side == 0 {
+        let spent = if side == 0 {
             let mut words = Raw::new(count, words, answers);
             opening::open(&raw, &mut crowd, &to_one(raw.address), &mut words)?
         } else {
@@ -73,7 +73,7 @@ pub fn run(orders: &Orders) -> Result<(), Trouble> {
             opening::open(server, &mut crowd, &to_one(server.address), &mut sessions)?
         };
         crowd.cut()?;
-        Ok(sample)
+        Ok(Sample::of(&spent, u64::from(count)))
     })?;
     outcome.show("raw ring");
     let mut result = outcome.to_json(&["raw ring"]);

@@ -1,12 +1,16 @@
 //! A process to be measured: a server of ours, or the probe that it is held against.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use loadgen::random::Random;
+
+use crate::others::process_ns;
 
 /// What went wrong, in words.
 pub type Trouble = Box<dyn std::error::Error + Send + Sync>;
@@ -172,13 +176,9 @@ impl Process {
     }
 }
 
-/// Processor time of all threads of a process that still run, in nanoseconds, the kernel's part included.
+/// Processor time of all threads of a process, in nanoseconds, the kernel's part included.
 pub fn cpu_ns(process: u32) -> u64 {
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{process}/task")) else { return 0 };
-    let time = |path: PathBuf| -> Option<u64> {
-        std::fs::read_to_string(path.join("schedstat")).ok()?.split(' ').next()?.parse().ok()
-    };
-    threads.flatten().filter_map(|thread| time(thread.path())).sum()
+    process_ns(process).unwrap_or(0)
 }
 
 /// The same of a process and all that come from it, in nanoseconds; of those that have ended, as the kernel adds them up
@@ -198,23 +198,21 @@ pub fn family_cpu_ns(process: u32) -> u64 {
 /// Processor time of the kernel's thread that goes on with a core's network work when there is too much of it
 /// for whoever caused it: on loopback that is who sends from this core, so the time belongs to it.
 pub fn softirq_ns(core: u32) -> u64 {
+    static FOUND: Mutex<BTreeMap<u32, u32>> = Mutex::new(BTreeMap::new());
+    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(number) = found.get(&core) {
+        return cpu_ns(*number);
+    }
     let name = format!("ksoftirqd/{core}\n");
     let Ok(processes) = std::fs::read_dir("/proc") else { return 0 };
     let numbers = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     // Such threads are among the first of all; whatever else has many numbers is not looked at.
     let kernel: Vec<u32> = numbers.filter(|number: &u32| *number < 1_000).collect();
     let is_it = |number: &&u32| std::fs::read_to_string(format!("/proc/{number}/comm")).is_ok_and(|comm| comm == name);
-    kernel.iter().find(is_it).map_or(0, |number| cpu_ns(*number))
-}
-
-/// Processor time that the machine spent on anything, in nanoseconds, what a hypervisor took included.
-pub fn machine_cpu_ns() -> u64 {
-    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let first = text.lines().next().unwrap_or_default();
-    let ticks: Vec<u64> = first.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
-    // user, nice, system, idle, iowait, irq, softirq, steal
-    let busy = |at: usize| ticks.get(at).copied().unwrap_or(0);
-    [0, 1, 2, 5, 6, 7].map(busy).iter().sum::<u64>() * 10_000_000
+    kernel.iter().find(is_it).map_or(0, |number| {
+        found.insert(core, *number);
+        cpu_ns(*number)
+    })
 }
 
 /// The machine's cores, whichever of them this process may use.

@@ -7,8 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::Map;
-
 use super::{Orders, keep};
 use crate::contest::{self, Sample};
 use crate::cpu::{own_thread_ns, pin};
@@ -61,7 +59,7 @@ fn commit(file: &std::fs::File, length: Duration) -> Result<Sample, Trouble> {
     pin(0);
     let block = vec![b'x'; BYTES];
     let (mut commits, mut at, begun) = (0_u64, 0, Instant::now());
-    let (stretch, before) = (Stretch::of(0), own_thread_ns());
+    let (stretch, before) = (Stretch::of(&[]), own_thread_ns());
     while begun.elapsed() < length {
         file.write_all_at(&block, at)?;
         // SAFETY: the descriptor is the file's, which is open.
@@ -74,7 +72,5 @@ fn commit(file: &std::fs::File, length: Duration) -> Result<Sample, Trouble> {
     let us = (own_thread_ns() - before) as f64 / commits as f64 / 1e3;
     let spent = stretch.end();
     pin(1);
-    let mut more = Map::new();
-    more.insert("units".to_owned(), commits.into());
-    Ok(Sample { us, per_second: commits as f64 / spent.seconds, foreign: spent.foreign, more })
+    Ok(Sample { us, ..Sample::of(&spent, commits) })
 }

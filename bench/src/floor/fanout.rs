@@ -3,8 +3,6 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::time::Duration;
 
-use serde_json::Map;
-
 use super::{Orders, keep};
 use crate::contest::{self, Sample};
 use crate::crowd::{Crowd, Deadline, News, Stretch, to_one};
@@ -49,11 +47,8 @@ pub(super) fn run(orders: &Orders) -> Result<(), Trouble> {
         }
         let ns: u64 = said.next().ok_or("the probe ended")??.parse()?;
         let deliveries = u64::from(count * passes * merge);
-        let mut more = Map::new();
-        more.insert("units".to_owned(), deliveries.into());
-        let spent = stretch.end();
-        let (us, per_second) = (ns as f64 / deliveries as f64 / 1e3, deliveries as f64 / spent.seconds);
-        Ok(Sample { us, per_second, foreign: spent.foreign, more })
+        let us = ns as f64 / deliveries as f64 / 1e3;
+        Ok(Sample { us, ..Sample::of(&stretch.end(), deliveries) })
     })?;
     outcome.show("merged 1");
     let mut result = outcome.to_json(&["merged 1"]);

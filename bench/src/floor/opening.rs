@@ -1,7 +1,7 @@
 //! Accept and two round trips, with the bytes that an upgrade and an `open` have.
 
 use super::{Orders, keep};
-use crate::contest;
+use crate::contest::{self, Sample};
 use crate::crowd::{Crowd, to_one};
 use crate::loads::opening::{self, Raw};
 use crate::opened::{ANSWERS, WORDS};
@@ -17,9 +17,9 @@ pub(super) fn run(orders: &Orders) -> Result<(), Trouble> {
     let outcome = contest::run(&["raw ring"], 0, orders.rounds, |_| {
         let mut crowd = Crowd::new(count)?;
         let mut raw = Raw::new(count, WORDS, ANSWERS);
-        let sample = opening::open(&server, &mut crowd, &to_one(server.address), &mut raw)?;
+        let spent = opening::open(&server, &mut crowd, &to_one(server.address), &mut raw)?;
         crowd.cut()?;
-        Ok(sample)
+        Ok(Sample::of(&spent, u64::from(count)))
     })?;
     outcome.show("raw ring");
     let mut result = outcome.to_json(&["raw ring"]);

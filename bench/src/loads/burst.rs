@@ -58,12 +58,8 @@ pub fn drain(
             deadline.check(|| format!("{left} bytes of answers have not come"))?;
         }
         stop(server, true);
-        let spent = stretch.end();
+        total.add(&stretch.end());
         stop(server, false);
-        total.seconds += spent.seconds;
-        total.server_ns += spent.server_ns;
-        total.client_ns += spent.client_ns;
-        total.foreign = total.foreign.max(spent.foreign);
     }
     Ok(Sample::of(&total, order.len() as u64))
 }

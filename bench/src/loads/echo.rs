@@ -27,11 +27,6 @@ impl Echoes {
     /// A moment.
     pub fn measure(&mut self, moment: Duration) -> Result<Sample, Trouble> {
         let echoed = self.0.echo(moment)?;
-        let per_echo = |ns: u64| ns as f64 / echoed.echoes.max(1) as f64 / 1e3;
-        let mut more = serde_json::Map::new();
-        more.insert("client_us".to_owned(), per_echo(echoed.client_cpu_ns).into());
-        more.insert("units".to_owned(), echoed.echoes.into());
-        let per_second = echoed.echoes as f64 / echoed.seconds;
-        Ok(Sample { us: per_echo(echoed.server_cpu_ns), per_second, foreign: echoed.foreign, more })
+        Ok(Sample::of(&echoed.spent, echoed.echoes))
     }
 }

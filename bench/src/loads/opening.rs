@@ -3,8 +3,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use crate::contest::Sample;
-use crate::crowd::{Crowd, Deadline, News, Outbox, Reach, Stretch};
+use crate::crowd::{Crowd, Deadline, News, Outbox, Reach, Spent, Stretch};
 use crate::server::{Process, Trouble};
 
 /// What a client says first and second, and how it knows that it was answered.
@@ -32,7 +31,7 @@ pub fn open(
     crowd: &mut Crowd,
     reach: Reach<'_>,
     opening: &mut dyn Opening,
-) -> Result<Sample, Trouble> {
+) -> Result<Spent, Trouble> {
     let open = Cell::new(0);
     let mut react = |who: u32, news: News<'_>, outbox: &mut Outbox| -> Result<(), Trouble> {
         match news {
@@ -57,7 +56,7 @@ pub fn open(
         crowd.turn(Duration::from_millis(5), &mut react)?;
         deadline.check(|| format!("only {} of {count} connections are open", open.get()))?;
     }
-    Ok(Sample::of(&stretch.end(), u64::from(count)))
+    Ok(stretch.end())
 }
 
 /// Words and answers without a meaning, of given sizes.

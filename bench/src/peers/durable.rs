@@ -1,16 +1,14 @@
 //! T6 beside other people's servers that keep messages: the load generator's pairs of users on each, in turn.
 
-use std::cell::RefCell;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
 
 use loadgen::credentials::Credentials;
 use loadgen::key::TokenKey;
 use loadgen::result::{Distribution, RunResult};
-use loadgen::run::{Plan, cpu_seconds};
+use loadgen::run::Plan;
 use loadgen::scenario::Protocol;
 use loadgen::span::Span;
 use serde_json::json;
@@ -18,8 +16,9 @@ use serde_json::json;
 use super::ejabberd::{self, Ejabberd};
 use super::{Orders, Peer, Peers, install};
 use crate::contest::{self, Outcome, Sample};
+use crate::crowd::Stretch;
 use crate::figures::{Scratch, median, save};
-use crate::server::{Process, Trouble, cores, family_cpu_ns, machine_cpu_ns, pinned, softirq_ns, two_free_ports};
+use crate::server::{Process, Trouble, pinned, two_free_ports};
 
 /// So fast sessions open on all sides: none has to be quicker than that.
 const SESSIONS_PER_SECOND: f64 = 1_000.0;
@@ -134,59 +133,30 @@ fn plan(protocol: Protocol, server: &Process, orders: &Orders, users: u32) -> Pl
     plan
 }
 
-/// Processor time until now, in nanoseconds.
-#[derive(Clone, Copy)]
-struct Used {
-    at: Instant,
-    server: u64,
-    client: u64,
-    machine: u64,
-}
-
-impl Used {
-    fn now(servers: &[u32]) -> Self {
-        Self {
-            at: Instant::now(),
-            server: servers.iter().copied().map(family_cpu_ns).sum::<u64>() + softirq_ns(0),
-            client: (cpu_seconds() * 1e9) as u64 + softirq_ns(1),
-            machine: machine_cpu_ns(),
-        }
-    }
-}
-
 /// One run, from opening all sessions to the last answer; what counts is the middle of it.
 fn measure(side: &Side) -> Result<Sample, Trouble> {
     let ids = side.servers.ids();
     let duration = side.plan.scenario.duration().0.as_secs();
     // The generator tells once a second: what it counted between two of these moments, and what was used meanwhile.
-    let moments: RefCell<Vec<(Used, u64)>> = RefCell::default();
+    let (mut begun, mut ended) = (None, None);
     let result = loadgen::run::run(&side.plan, &Arc::new(AtomicBool::new(false)), |interval| {
-        if interval.seconds.is_some_and(|seconds| seconds < duration) {
-            moments.borrow_mut().push((Used::now(&ids), interval.total.acked));
+        let Some(seconds) = interval.seconds.filter(|seconds| *seconds < duration) else { return };
+        let acked = interval.total.acked;
+        match &begun {
+            None => begun = Some((Stretch::of(&ids), acked)),
+            Some((stretch, before)) if seconds + 1 == duration => ended = Some((stretch.end(), acked - before)),
+            Some(_) => {}
         }
     })?;
     must_be_whole(&result)?;
-    let moments = moments.into_inner();
-    let ([(first, acked_before), .., (last, acked)], true) = (&moments[..], moments.len() >= 2) else {
-        return Err("the run was too short to be measured: two seconds at least".into());
-    };
-    let (seconds, messages) = ((last.at - first.at).as_secs_f64(), (acked - acked_before) as f64);
-    let (server_ns, client_ns) = (last.server - first.server, last.client - first.client);
-    let others = (last.machine - first.machine).saturating_sub(server_ns + client_ns) as f64;
-    let mut more = serde_json::Map::new();
+    let (spent, messages) = ended.ok_or("the run was too short to be measured: two seconds at least")?;
+    let mut sample = Sample::of(&spent, messages);
     for (name, of) in [("ack_ms", &result.latency.ack), ("delivery_ms", &result.latency.delivery)] {
-        more.insert(name.to_owned(), json!(Distribution { histogram: String::new(), ..of.clone() }));
+        sample.more.insert(name.to_owned(), json!(Distribution { histogram: String::new(), ..of.clone() }));
     }
-    more.insert("offered_per_second".to_owned(), result.offered_per_second.into());
-    more.insert("units".to_owned(), messages.into());
-    more.insert("client_us".to_owned(), (client_ns as f64 / messages / 1e3).into());
-    more.insert("generator_bound".to_owned(), result.generator_bound.into());
-    Ok(Sample {
-        us: server_ns as f64 / messages / 1e3,
-        per_second: messages / seconds,
-        foreign: others / (seconds * f64::from(cores()) * 1e9),
-        more,
-    })
+    sample.more.insert("offered_per_second".to_owned(), result.offered_per_second.into());
+    sample.more.insert("generator_bound".to_owned(), result.generator_bound.into());
+    Ok(sample)
 }
 
 fn must_be_whole(result: &RunResult) -> Result<(), Trouble> {

@@ -5,8 +5,8 @@ use wire::upgrade::{UpgradeRequest, write_switching, write_upgrade_request};
 use wire::writer::{Opcode, write_frame};
 
 use super::{Orders, Peers, start};
-use crate::contest;
-use crate::crowd::{Crowd, to_one};
+use crate::contest::{self, Sample};
+use crate::crowd::{Crowd, Spent, to_one};
 use crate::figures::{Scratch, save};
 use crate::loads::opening::{self, Opening, Raw, Step};
 use crate::server::{Process, Trouble};
@@ -15,7 +15,8 @@ const ANSWER_BYTES: usize = 4 + 128;
 
 pub(super) fn run(orders: &Orders, peers: &Peers) -> Result<(), Trouble> {
     const METHOD: &str = "Connections opened a window of 512 at once: accept, upgrade in, 101 out, a frame of 128 bytes in, its echo \
-                          out. Server on core 0, client on core 1; processor time of the server's threads per connection. Cutting \
+                          out; when all are open they are cut off, and it begins again, until the passes of a measurement took 2 s \
+                          or what `--seconds` says. Server on core 0, client on core 1; processor time of the server's threads per connection. Cutting \
                           them off afterwards is not counted.";
     let count = orders.connections.min(15_000);
     println!("accept, upgrade and one echo, {count} connections\n{METHOD}");
@@ -34,13 +35,17 @@ pub(super) fn run(orders: &Orders, peers: &Peers) -> Result<(), Trouble> {
         }
     }
     let outcome = contest::run(&names, 0, orders.rounds, |side| {
-        let (server, mut crowd) = (&servers[side], Crowd::new(count)?);
-        let mut raw = Raw::new(count, words, answers);
-        let mut upgraded = Upgraded::new(count, server);
-        let opening: &mut dyn Opening = if side == 0 { &mut raw } else { &mut upgraded };
-        let sample = opening::open(server, &mut crowd, &to_one(server.address), opening)?;
-        crowd.cut()?;
-        Ok(sample)
+        let (server, mut total, mut passes) = (&servers[side], Spent::default(), 0);
+        while total.seconds < orders.seconds as f64 {
+            let mut crowd = Crowd::new(count)?;
+            let mut raw = Raw::new(count, words, answers);
+            let mut upgraded = Upgraded::new(count, server);
+            let opening: &mut dyn Opening = if side == 0 { &mut raw } else { &mut upgraded };
+            total.add(&opening::open(server, &mut crowd, &to_one(server.address), opening)?);
+            crowd.cut()?;
+            passes += 1;
+        }
+        Ok(Sample::of(&total, passes * u64::from(count)))
     })?;
     outcome.show("raw ring");
     let mut result = outcome.to_json(&names);

@@ -411,14 +411,10 @@ impl Files<'_> {
 impl Target {
     /// Of a run that had no peers, with messages of 64 bytes.
     fn beside_the_floor_alone(&mut self, run: &Figure) {
-        let number = |key: &str| run.result[key].as_f64();
-        let (Some(median), Some(low), Some(high)) = (number("ratio"), number("ratio_low"), number("ratio_high")) else {
-            return;
-        };
-        let void = if run.is_void() { " (void)" } else { "" };
-        self.ringway = format!("{} the raw ring{void}, 64 bytes", times(Bounded { median, low, high }));
-        "raw ring".clone_into(&mut self.floor);
-        self.met = Met::all(&[(!run.is_void()).then_some(high <= 1.1), None]);
+        let floor = run.floor("raw ring");
+        self.ringway = format!("{}, 64 bytes", run.ours_us());
+        self.floor = text(floor.as_ref());
+        self.met = Met::all(&[run.holds(floor.as_ref(), 1.1), None]);
     }
 }
 
