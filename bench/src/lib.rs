@@ -14,6 +14,7 @@ pub mod figures;
 pub mod floor;
 pub mod generator;
 pub mod idle;
+pub mod latency;
 pub mod loads;
 pub mod million;
 pub mod opened;

@@ -5,6 +5,7 @@ pub mod burst;
 pub mod echo;
 pub mod opening;
 pub mod pairs;
+pub mod relayed;
 
 use crate::contest::Sample;
 use crate::crowd::Spent;

@@ -72,6 +72,8 @@ enum What {
     Peers(bench::peers::Orders),
     /// Processor time per message between two users, against a raw relay of the same five frames.
     Routed(bench::routed::Orders),
+    /// How long durable messages take at several rates, open loop, beside a raw relay.
+    Latency(bench::latency::Orders),
     /// Processor time from accept to `opened`, against a raw probe with the same words.
     Opened(bench::opened::Orders),
     /// Processor time per answered beat of idle sessions, against a raw probe.
@@ -115,6 +117,7 @@ fn main() -> ExitCode {
         What::Floor(orders) => bench::floor::run(&orders),
         What::Peers(orders) => bench::peers::run(&orders),
         What::Routed(orders) => bench::routed::run(&orders),
+        What::Latency(orders) => bench::latency::run(&orders),
         What::Opened(orders) => bench::opened::run(&orders),
         What::Beats(orders) => bench::beating::run(&orders),
         What::Generator(orders) => bench::generator::run(&orders),

@@ -399,11 +399,23 @@ mod tests {
 
     #[test]
     fn one_condition_that_fails_is_enough_and_a_missing_one_is_no_success() {
-        let durable = |p99: f64| {
-            figure("durable", json!({ "at_half": { "delivery_ms": { "p50": 1.0, "p99": p99, "p99_9": 20.0 } } }))
+        let latency = |p99: f64, generator_bound: bool, reached: bool| {
+            let load = |p99: f64| {
+                json!({ "delivery_ms": { "p50": 1.0, "p99": p99, "p99_9": 20.0 }, "generator_bound": generator_bound,
+                    "reached": reached, "disturbed": false, "stored_per_second": 9_000.0 })
+            };
+            row(&[figure("latency", json!({ "at_10000": load(p99), "relay_at_10000": load(2.0) }))], "T9")
         };
-        assert_eq!(row(&[durable(9.0)], "T9").met, Met::Yes);
-        assert_eq!(row(&[durable(11.0)], "T9").met, Met::No);
+        let met = latency(9.0, false, true);
+        assert_eq!(
+            (met.met, &*met.ringway, &*met.floor),
+            (Met::Yes, "1, 9, 20 ms", "raw relay 1, 2, 20 ms: 1x, 4.5x, 1x")
+        );
+        assert_eq!(latency(11.0, false, true).met, Met::No);
+        let bound = latency(9.0, true, true);
+        assert_eq!((bound.met, &*bound.ringway), (Met::NotMeasured, "1, 9, 20 ms; generator-bound at 9000/s"));
+        let saturated = latency(9.0, false, false);
+        assert_eq!((saturated.met, &*saturated.ringway), (Met::No, "1, 9, 20 ms; saturated below it, at 9000/s"));
         let syscalls = |calls: f64| {
             figure("syscalls", json!({ "shard_allocations_per_message": null, "shard_calls_per_message": calls }))
         };

@@ -9,7 +9,7 @@ import pytest
 from harness import places
 from harness.node import look
 
-NAMES = ["T1", "T2", "T4", "T4", "T5", "T5", "T6", "T9", "T10", "T12", "T13", "T13", "T13", "generator", "million"]
+NAMES = ["T1", "T2", "T4", "T4", "T5", "T5", "T6", "T9", "T9", "T9", "T9", "T9", "T10", "T12", "T13", "T13", "T13", "generator", "million"]
 # Every file says by what, where and when it was measured.
 ABOUT = {
     "command": "cargo run --release -p bench -- something",

@@ -97,6 +97,11 @@ impl Raw {
         Self { sizes, left: vec![0; connections as usize], word }
     }
 
+    /// Whether an end has all of what it is to hear before its turn.
+    pub fn has_heard_all(&self, who: u32) -> bool {
+        self.left[who as usize] == 0
+    }
+
     fn whole(&self, who: u32) -> usize {
         if who.is_multiple_of(2) { self.sizes.stored + self.sizes.tick } else { self.sizes.message }
     }
