@@ -96,6 +96,8 @@ pub struct Shard {
     pub(crate) chat: Chat,
     /// When clients that did not leave by themselves are closed.
     drain_deadline_ms: u64,
+    #[cfg(feature = "planted-bugs")]
+    drains_without_end: bool,
     due: Vec<u32>,
 }
 
@@ -108,6 +110,8 @@ impl Shard {
             chat: Chat::new(&chat),
             core: Core::new(settings, seed, facts, auth, mailbox, now),
             drain_deadline_ms: NEVER,
+            #[cfg(feature = "planted-bugs")]
+            drains_without_end: false,
             due: Vec::new(),
         }
     }
@@ -158,6 +162,12 @@ impl Shard {
         }
     }
 
+    /// Makes a drain ask clients to go and never insist.
+    #[cfg(feature = "planted-bugs")]
+    pub fn plant_drain_without_end(&mut self) {
+        self.drains_without_end = true;
+    }
+
     /// When the next turn is needed even if nothing happens, by the monotonic clock.
     pub fn next_deadline_ms(&self) -> Option<u64> {
         let drain = Some(self.drain_deadline_ms).filter(|deadline| *deadline != NEVER);
@@ -169,6 +179,10 @@ impl Shard {
         self.core.now = now;
         self.core.draining = true;
         self.drain_deadline_ms = now.monotonic_ms + u64::from(spread_ms);
+        #[cfg(feature = "planted-bugs")]
+        if self.drains_without_end {
+            self.drain_deadline_ms = NEVER;
+        }
         for index in self.core.table.indices().collect::<Vec<_>>() {
             match &self.core.table.get(index).stage {
                 Stage::Socket(_) => {

@@ -32,6 +32,7 @@ bugs! {
     StaleTail "stale-tail-resurrected",
     ForgetsByRecords "ids-forgotten-by-a-jump",
     ExpiredByClock "new-id-expired-by-a-jump",
+    DrainWithoutEnd "drain-without-end",
 }
 
 impl Bug {

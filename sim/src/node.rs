@@ -81,13 +81,15 @@ pub struct Node {
     hosts: Vec<Host>,
     /// All shards have been ready: they listen.
     listens: bool,
+    /// They send their clients away and take no more.
+    draining: bool,
     pub store: SimStore,
 }
 
 impl Node {
     /// A machine on which nothing runs.
     pub fn new(seed: u64, plan: &Plan) -> Self {
-        Self { hosts: Vec::new(), listens: false, store: SimStore::new(seed, plan.store.clone()) }
+        Self { hosts: Vec::new(), listens: false, draining: false, store: SimStore::new(seed, plan.store.clone()) }
     }
 
     /// Starts the process.
@@ -123,10 +125,30 @@ impl Node {
         Ok(())
     }
 
+    /// The process was told to stop: clients are sent away over so long.
+    pub fn drain(&mut self, now: Now, spread_ms: u32) {
+        self.listens = false;
+        self.draining = true;
+        for host in &mut self.hosts {
+            host.shard.drain(now, spread_ms);
+        }
+    }
+
+    /// Whether the process that runs was told to stop.
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
+    /// Whether it would end by itself: nobody is connected and nothing waits for storage.
+    pub fn is_drained(&self) -> bool {
+        self.hosts.iter().all(|host| host.shard.is_drained())
+    }
+
     /// Ends the process or the machine.
     pub fn crash(&mut self, how: Crash) {
         self.hosts.clear();
         self.listens = false;
+        self.draining = false;
         self.store.crash(how);
     }
 
@@ -182,7 +204,7 @@ impl Node {
                 host.input.storage.push(StorageEvent::Read(ticket, Err(full)));
             }
         }
-        self.listens |= self.hosts.iter().all(|host| host.shard.is_ready());
+        self.listens |= !self.draining && self.hosts.iter().all(|host| host.shard.is_ready());
         let host = &mut self.hosts[shard];
         let (input, store) = (&host.input, &self.store);
         let has_work = || !input.storage.is_empty() || !input.ring.is_empty() || store.has_events(shard as u16);
@@ -232,6 +254,9 @@ impl Node {
 #[cfg(feature = "planted-bugs")]
 fn plant(shard: &mut Shard, bug: Option<Bug>) {
     shard.plant(bug.and_then(Bug::of_chat), bug.and_then(Bug::of_mail));
+    if bug == Some(Bug::DrainWithoutEnd) {
+        shard.plant_drain_without_end();
+    }
 }
 
 #[cfg(not(feature = "planted-bugs"))]

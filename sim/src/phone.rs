@@ -276,6 +276,8 @@ impl Phone {
                 return self.opened(clocks, *result, *change, conversations, checker);
             }
             Received::Error(error) => return self.refused(clocks, error, checker),
+            // It stays for as long as it may; who does not leave is sent away.
+            Received::Move { .. } => {}
             _ if !is_open => broken!("a frame before `opened`: {frame:?}"),
             Received::Stored(stored) => return self.stored(stored, checker),
             Received::Message(message) => {
@@ -346,7 +348,7 @@ impl Phone {
                     self.begin_changes(clocks, after);
                 }
             }
-            Received::Move { .. } | Received::Auth { .. } => {}
+            Received::Auth { .. } => {}
             Received::Conversations { .. } | Received::Unknown(_) => broken!("not a frame for a socket: {frame:?}"),
         }
         Ok(())

@@ -148,9 +148,11 @@ impl World {
         self.everyone_has_everything()?;
         self.audit()?;
         if self.rng.one_in(2) {
-            let how = self.any_crash();
-            self.crash(how)?;
-            self.start()?;
+            if self.rng.one_in(2) {
+                self.drain_to_the_end()?;
+            } else {
+                self.restart_now()?;
+            }
             self.settle()?;
             self.give_all_marks()?;
             self.audit()?;
@@ -213,13 +215,17 @@ impl World {
         Ok(())
     }
 
-    /// What may go wrong now, does at times.
-    fn trouble(&mut self) -> Verdict {
+    fn act_now_and_then(&mut self) {
         if self.rng.per_mille(self.plan.acts) {
             let phone = self.rng.index(self.phones.len());
             let (clocks, users) = (self.clocks(), self.plan.users.clone());
             self.phones[phone].act(clocks, &users, &mut self.checker);
         }
+    }
+
+    /// What may go wrong now, does at times.
+    fn trouble(&mut self) -> Verdict {
+        self.act_now_and_then();
         if self.rng.per_mille(self.plan.cuts) {
             let phone = self.rng.index(self.phones.len());
             self.cut(phone);
@@ -243,6 +249,47 @@ impl World {
     }
 
     fn restart(&mut self) -> Verdict {
+        if self.node.listens() && self.rng.one_in(2) {
+            self.drain();
+            for _ in 0..self.rng.below(600) {
+                if !self.node.is_draining() || self.node.is_drained() {
+                    break;
+                }
+                self.act_now_and_then();
+                self.step()?;
+            }
+        }
+        self.restart_now()
+    }
+
+    /// The process is told to stop. Clients go on as if nothing were, and find out.
+    fn drain(&mut self) {
+        let spread_ms = self.rng.below(3_000) as u32;
+        trace!(self, "drain over {spread_ms} ms");
+        let now = self.now();
+        self.node.drain(now, spread_ms);
+    }
+
+    /// In a calm world a drain ends, whatever is under way when it begins.
+    fn drain_to_the_end(&mut self) -> Verdict {
+        const STEPS_MAX: u32 = 1_000_000;
+        const DRAIN_US: u64 = 60_000_000;
+        self.drain();
+        let until_us = self.now_us + DRAIN_US;
+        for _ in 0..STEPS_MAX {
+            if self.node.is_drained() {
+                return self.restart_now();
+            }
+            if self.now_us >= until_us {
+                break;
+            }
+            self.act_now_and_then();
+            self.step()?;
+        }
+        broken!("a drain does not end");
+    }
+
+    fn restart_now(&mut self) -> Verdict {
         let how = if self.dies { Crash::PowerCut } else { self.any_crash() };
         self.crash(how)?;
         if self.rng.one_in(3) {
@@ -356,7 +403,7 @@ impl World {
             Action::Store => {
                 if let Err(error) = self.node.store.step(self.now_us) {
                     trace!(self, "the process aborts: {error}");
-                    return self.restart();
+                    return self.restart_now();
                 }
             }
             Action::Receive(link) => {
