@@ -441,6 +441,21 @@ mod tests {
     }
 
     #[test]
+    fn the_best_peer_that_keeps_messages_stands_beside_the_durable_ones() {
+        let over = json!({ "ringway": { "median": 8.0, "low": 7.0, "high": 10.0 } });
+        let sides = json!([
+            { "name": "ringway", "absent": null, "us": 18.0, "over": {} },
+            { "name": "NATS JetStream", "absent": null, "us": 144.0, "over": over },
+            { "name": "ejabberd", "absent": "it fell over", "us": null, "over": {} },
+        ]);
+        let run = figure("peers-durable-saturated", json!({ "sides": sides, "connections": 1000 }));
+        let peer = row(&[run], "T6").peer;
+        assert!(peer.starts_with("NATS JetStream 144 µs: 0.125x"), "{peer}");
+        assert!(peer.ends_with("Ringway's 18 µs, both with 1,000 connections"), "{peer}");
+        assert_eq!(row(&[], "T6").peer, "not measured");
+    }
+
+    #[test]
     fn numbers_keep_the_names_around_them() {
         let of = json!({ "a": 1.0, "kernel_bytes": { "TCP": 2.0, "x_y": { "z": 3.0 } }, "list": [4.0], "settings": { "n": 5.0 } });
         let found = numbers(&of, "");

@@ -71,6 +71,15 @@ def test_ringway_against_the_probes(bench):
     assert all(round["units"] == 300 for round in sides(results["opened"])["ringway"]["rounds"])
 
 
+def test_latencies_beside_a_relay(bench):
+    result = bench("latency", "--users", "200", "--rates", "500", "--seconds", "3")["latency"]
+    for load in ("at_500", "at_half", "at_90_percent"):
+        for of in (result[load], result[f"relay_{load}"]):
+            assert 0 < of["delivery_ms"]["p50"] <= of["delivery_ms"]["p99"] <= of["delivery_ms"]["p99_9"]
+            assert of["delivery_ms"]["count"] > 0
+            assert {of[key] for key in ("reached", "generator_bound", "disturbed")} <= {True, False}
+
+
 def test_one_process_of_the_generator_holds_more_than_a_table_of_the_probe(bench):
     result = bench("million", "--connections", "18000", "--connections-per-second", "4000", "--seconds", "4")["million-18000"]
     assert (result["held"], result["cut"], result["lost"], result["unanswered"]) == (18_000, 0, 0, 0)

@@ -262,8 +262,11 @@ impl Files<'_> {
         let us = self.number("durable", "/saturated/server_cpu_us_per_message");
         let rate = self.number("durable", "/saturated/stored_per_second");
         let p99 = self.number("durable", "/at_half/delivery_ms/p99");
-        let peers = self.find("peers-durable");
-        let peer = peers.and_then(Figure::best_peer);
+        let beside = self.find("peers-durable-saturated").and_then(|run| Some((run.best_peer()?, run)));
+        let peer = beside.map_or(NOT_MEASURED.to_owned(), |(peer, run)| {
+            let users = run.result["connections"].as_u64().map_or(String::new(), |users| thousands(users as u32));
+            format!("{}, Ringway's {}, both with {users} connections", peer.text(), run.ours_us())
+        });
         let disk = self.number("durable", "/disk_commits_per_second");
         let ringway = match (us, rate, p99) {
             (Some(us), Some(rate), Some(p99)) => {
@@ -277,7 +280,7 @@ impl Files<'_> {
                 .to_owned(),
             ringway,
             floor: disk.map_or(NOT_MEASURED.to_owned(), |rate| format!("the disk: {} commits/s", short(rate))),
-            peer: text(peer.as_ref()),
+            peer,
             must: "at most 25 µs, at least 30,000/s, p99 at half at most 20 ms".to_owned(),
             met: Met::all(&[
                 us.map(|us| us <= 25.0),
