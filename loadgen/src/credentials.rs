@@ -75,6 +75,18 @@ pub enum CredentialsError {
         /// Which, from 1.
         line: usize,
     },
+    /// Two tokens of one user.
+    #[error("{place}, line {line}: user {user} is in line {earlier} already, and each can be simulated once only")]
+    Twice {
+        /// The file or the command.
+        place: String,
+        /// Which, from 1.
+        line: usize,
+        /// Whose.
+        user: u64,
+        /// The line before, from 1.
+        earlier: usize,
+    },
 }
 
 /// The tokens of all users of this process, in few bytes: what all have in common is kept once.
@@ -230,7 +242,13 @@ fn owned(mut tokens: Vec<String>, users: u32, place: &str) -> Result<Tokens, Cre
     let owner = |(line, token): (usize, &String)| {
         owner_of(token).ok_or(CredentialsError::Whose { place: place.to_owned(), line: line + 1 })
     };
-    let owners = tokens.iter().enumerate().map(owner).collect::<Result<_, _>>()?;
+    let owners = tokens.iter().enumerate().map(owner).collect::<Result<Vec<_>, _>>()?;
+    let mut lines = HashMap::with_capacity(owners.len());
+    for (at, &(user, _)) in owners.iter().enumerate() {
+        if let Some(earlier) = lines.insert(user, at + 1) {
+            return Err(CredentialsError::Twice { place: place.to_owned(), line: at + 1, user, earlier });
+        }
+    }
     Ok(Tokens { owners: Some(owners), ..Tokens::new(&tokens) })
 }
 
@@ -272,6 +290,8 @@ mod tests {
         assert_eq!(tokens.owner(1), Some((UserId(9), 3)));
         assert!(matches!(owned(vec![line(1)], 2, "f"), Err(CredentialsError::TooFew { found: 1, wanted: 2, .. })));
         assert!(matches!(owned(vec!["x.y.z".to_owned()], 1, "f"), Err(CredentialsError::Whose { line: 1, .. })));
+        let twice = owned(vec![line(7), line(8), line(7)], 3, "f").unwrap_err().to_string();
+        assert!(twice.contains("line 3") && twice.contains("line 1") && twice.contains("user 7"), "{twice}");
     }
 
     #[test]

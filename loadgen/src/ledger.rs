@@ -4,6 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// More than these at once are not missing: their number is wrong.
+const AHEAD_MAX: u32 = 1_000_000;
+
 /// What a sender wrote to one receiver.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Written {
@@ -30,6 +33,8 @@ pub enum Arrival {
     Reordered,
     /// One that was there already.
     Doubled,
+    /// One so far ahead that nobody can have written it.
+    Unwritten,
 }
 
 /// What a receiver got from one sender.
@@ -45,6 +50,9 @@ impl Arrived {
     /// Takes in a message.
     pub fn take_in(&mut self, counter: u32) -> Arrival {
         if counter >= self.next {
+            if counter == u32::MAX || counter - self.next > AHEAD_MAX {
+                return Arrival::Unwritten;
+            }
             self.missing.extend(self.next..counter);
             self.next = counter + 1;
             return Arrival::InOrder;
@@ -75,6 +83,7 @@ mod tests {
         assert_eq!(lost(&written, &arrived), 2);
         assert_eq!(arrived.take_in(2), Arrival::Reordered);
         assert_eq!(arrived.take_in(2), Arrival::Doubled);
+        assert_eq!(arrived.take_in(u32::MAX), Arrival::Unwritten);
         assert_eq!(arrived.take_in(4), Arrival::InOrder);
         assert_eq!(lost(&written, &arrived), 0);
     }

@@ -277,7 +277,8 @@ fn burst_command(arguments: &BurstArguments) -> Result<u8, Failure> {
 
 fn report_command(arguments: &ReportArguments) -> Result<u8, Failure> {
     let results: Result<Vec<_>, _> = arguments.results.iter().map(|path| RunResult::read(path)).collect();
-    std::fs::write(&arguments.output, page(&results?))?;
+    let output = &arguments.output;
+    std::fs::write(output, page(&results?)).map_err(|error| format!("{}: {error}", output.display()))?;
     Ok(0)
 }
 

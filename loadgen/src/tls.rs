@@ -51,7 +51,10 @@ impl Tls {
 
     /// A new connection's half.
     pub fn session(&self) -> Result<Box<Session>, TlsError> {
-        Ok(Box::new(Session(ClientConnection::new(Arc::clone(&self.config), self.name.clone())?)))
+        let mut connection = ClientConnection::new(Arc::clone(&self.config), self.name.clone())?;
+        // What a user has to say in one turn is bounded already; a bound here would tear it in two.
+        connection.set_buffer_limit(None);
+        Ok(Box::new(Session(connection)))
     }
 
     /// The same over a blocking stream.
@@ -112,5 +115,25 @@ impl Session {
             self.0.reader().read_exact(&mut plain[at..]).expect("so much is there to be read");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A turn may have many large messages for one connection.
+    #[test]
+    fn more_than_the_library_likes_to_hold_is_sealed() {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        let tls = Tls { config: Arc::new(config), name: ServerName::try_from("x.example").unwrap() };
+        let (mut plain, mut out) = (vec![7; 1 << 20], Vec::new());
+        tls.session().unwrap().seal(&mut plain, &mut out).unwrap();
+        assert!(plain.is_empty() && !out.is_empty());
     }
 }

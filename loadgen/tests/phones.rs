@@ -583,3 +583,31 @@ fn only_who_was_cut_resumes() {
     assert!(count == 1 && (1_000.0..1_010.0).contains(&ms), "{count} {ms}");
     assert_eq!(resumed(&leave(Ending::Reset)).0, 0);
 }
+
+/// Numbers as large as they can be, where a server may name any: none of them is anybody's fault but its own.
+#[test]
+fn absurd_numbers_do_no_harm() {
+    const MOST: u64 = u64::MAX;
+    for frame in [
+        format!(r#"{{"type":"move","spread_ms":{MOST}}}"#),
+        format!(r#"{{"type":"error","code":"retry","retryable":true,"after_ms":{MOST}}}"#),
+        format!(r#"{{"type":"hello","beat_ms":{MOST},"offline_ms":{MOST}}}"#),
+        format!(r#"{{"type":"opened","conversations":[{{"conv":"dm.1.2","head":{MOST}}}]}}"#),
+        format!(r#"{{"type":"message","conv":"dm.1.2","seq":{MOST},"n":{MOST},"from":"2","body":"x"}}"#),
+        format!(r#"{{"type":"stored","conv":"dm.1.2","seq":{MOST},"id":"00000000-0000-0000-0000-000000000000"}}"#),
+        format!(r#"{{"type":"message","conv":"dm.1.2","seq":1,"from":"2","body":"00000007ffffffff{:016x}"}}"#, 0),
+    ] {
+        let mut world = World::new();
+        for _ in 0..2 {
+            world.with(0, |phone, around| {
+                phone.text(&frame, around);
+                Want::Nothing
+            });
+        }
+        world.with(0, |phone, around| {
+            phone.text(r#"{"type":"message","conv":"dm.1.2","seq":1,"from":"2","body":"x"}"#, around);
+            Want::Nothing
+        });
+        world.pass(10);
+    }
+}

@@ -262,6 +262,24 @@ def test_less_than_was_asked_for_is_not_good(loadgen, shared_server, at, users, 
     assert run.result["thresholds"][0]["passed"]
 
 
+@pytest.mark.parametrize("flag", ["--report", "--hlog", "--export-jsonl"])
+def test_a_place_that_cannot_be_written_is_known_before_the_run(loadgen, at, flag):
+    run = loadgen("run", *at, *small("pairs"), flag, "/no/such/place").wait()
+    assert run.code == COULD_NOT_RUN and "/no/such/place cannot be written" in run.said, run.said
+    assert "open 32" not in run.said
+
+
+def test_large_messages_over_tls_leave_in_one_turn(loadgen, shared_server, at, directory):
+    """More than a TLS library holds by itself: a stall, and then many large messages at once for each connection."""
+    certificates = Certificates(Path(directory), "chat.example.org")
+    with tls_front(shared_server, certificates) as front:
+        flags = ["--url", "wss://chat.example.org", "--ca", certificates.ca, "--address", f"127.0.0.1:{front.port}"]
+        flags += [*at[2:], *small("pairs"), "--users", 2, "--rate", 200, "--payload-bytes", 20_000, "--tick", "500ms"]
+        run = loadgen("run", *flags).wait()
+    assert not [error for error in run.result["errors"] if "TLS" in error], run.said
+    assert run.result["counts"]["cut"] == run.result["counts"]["malformed"] == 0, run.said
+
+
 def test_what_cannot_be_written_down_is_not_good(loadgen, at):
     run = loadgen("run", *at, *small("pairs"), "--acks", "/dev/full").wait()
     assert run.code == SHORT and "Not all could be written down" in run.said, run.said

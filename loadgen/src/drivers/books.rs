@@ -125,6 +125,10 @@ impl Books {
                 around.tally.counts.doubled += 1;
                 return false;
             }
+            Arrival::Unwritten => {
+                around.tally.counts.malformed += 1;
+                return false;
+            }
         }
         around.delivered(stamp.due_ns, link);
         true

@@ -305,11 +305,13 @@ fn read(bytes: &[u8]) -> Option<(Said<'_>, usize)> {
         "MSG" | "HMSG" => {
             let sizes = if word == "MSG" { 1 } else { 2 };
             let fields: Vec<_> = rest.split(' ').collect();
-            let number = |from_end: usize| fields.get(fields.len() - from_end).and_then(|field| field.parse().ok());
+            let number = |from_end: usize| fields.get(fields.len().checked_sub(from_end)?)?.parse().ok();
             let bytes_all: usize = number(1).unwrap_or(0);
             let bytes_of_headers = if sizes == 2 { number(2).unwrap_or(0).min(bytes_all) } else { 0 };
-            let payload = bytes.get(length..length + bytes_all)?;
-            bytes.get(length + bytes_all..length + bytes_all + 2)?;
+            // A size that nothing has never arrives, and what is held meanwhile has a bound.
+            let end = length.checked_add(bytes_all)?;
+            let payload = bytes.get(length..end)?;
+            bytes.get(end..end + 2)?;
             let (headers, body) = payload.split_at(bytes_of_headers);
             let said = Said::Message {
                 subject: fields[0],
@@ -317,7 +319,7 @@ fn read(bytes: &[u8]) -> Option<(Said<'_>, usize)> {
                 headers: std::str::from_utf8(headers).unwrap_or_default(),
                 body: std::str::from_utf8(body).unwrap_or_default(),
             };
-            return Some((said, length + bytes_all + 2));
+            return Some((said, end + 2));
         }
         _ => Said::Other,
     };
@@ -327,6 +329,13 @@ fn read(bytes: &[u8]) -> Option<(Said<'_>, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_that_cannot_be_do_no_harm() {
+        for line in ["MSG", "HMSG", "HMSG x", "MSG a 1 18446744073709551615", "MSG a 1 18446744073709551590"] {
+            let _ = read(format!("{line}\r\n{:100}", "").as_bytes());
+        }
+    }
 
     #[test]
     fn what_the_server_says_is_read_in_pieces() {

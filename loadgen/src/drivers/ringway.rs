@@ -326,8 +326,8 @@ impl Phone {
             }
             "move" => {
                 around.tally.counts.moves += 1;
-                let spread_ns = around.random.below(heard.spread_ms.max(1) * MS);
-                self.link.break_off(Some(around.now_ns + spread_ns));
+                let spread_ns = around.random.below(heard.spread_ms.max(1).saturating_mul(MS));
+                self.link.break_off(Some(around.now_ns.saturating_add(spread_ns)));
             }
             "error" => self.error(heard, around),
             _ => around.tally.counts.malformed += 1,
@@ -431,7 +431,7 @@ impl Phone {
         let chat = self.chat_mut(number);
         if seq <= chat.have {
             around.tally.counts.repeats += 1;
-        } else if seq == chat.have + 1 {
+        } else if seq - 1 == chat.have {
             chat.have = seq;
             chat.head = chat.head.max(seq);
             if from == Some(chat.peer) {
@@ -454,6 +454,10 @@ impl Phone {
                 around.tally.counts.doubled += 1;
                 return;
             }
+            Arrival::Unwritten => {
+                around.tally.counts.malformed += 1;
+                return;
+            }
         }
         around.delivered(stamp.due_ns, &self.link);
     }
@@ -467,7 +471,7 @@ impl Phone {
         let seq = heard.seq.0;
         if let Some(number) = self.chat_of(heard) {
             let chat = self.chat_mut(number);
-            if seq == chat.have + 1 {
+            if chat.have.checked_add(1) == Some(seq) {
                 chat.have = seq;
             }
             self.note_head(number, seq, around);
@@ -528,8 +532,8 @@ impl Phone {
     fn error(&mut self, heard: &Heard<'_>, around: &mut Around<'_>) {
         let code = heard.code.as_ref().map_or("none", |code| &code.0);
         around.tally.error(code);
-        let wait_ns = heard.after_ms.unwrap_or(1_000).max(1) * MS;
-        let again_at = around.now_ns + wait_ns / 2 + around.random.below(wait_ns);
+        let wait_ns = heard.after_ms.unwrap_or(1_000).max(1).saturating_mul(MS);
+        let again_at = (around.now_ns + wait_ns / 2).saturating_add(around.random.below(wait_ns));
         if let State::Opening { .. } = self.link.state {
             self.link.state = State::Broken;
             return;

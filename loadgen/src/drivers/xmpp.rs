@@ -245,12 +245,13 @@ impl Xmpp {
 
     /// The server has handled everything up to there.
     fn count_handled(&mut self, stanza: &Stanza, around: &mut Around<'_>) {
-        let Some(handled) = stanza.handled else {
+        let Some(handled) = stanza.handled.filter(|&handled| is_between(self.handled, handled, self.sent)) else {
+            // An answer to what was never said, or fewer than before, acknowledges nothing.
             around.tally.counts.malformed += 1;
             return;
         };
         let mut messages = 0;
-        while self.handled != handled && self.handled != self.sent {
+        while self.handled != handled {
             self.handled = self.handled.wrapping_add(1);
             match self.others.front() {
                 Some(other) if *other == self.handled => drop(self.others.pop_front()),
@@ -309,6 +310,11 @@ impl Stanza {
     }
 }
 
+/// Whether a number lies from `first` to `last`, both of which may have come round.
+fn is_between(first: u32, number: u32, last: u32) -> bool {
+    number.wrapping_sub(first) <= last.wrapping_sub(first)
+}
+
 fn local_name(start: &BytesStart<'_>) -> String {
     start.local_name().as_ref().to_owned()
 }
@@ -365,6 +371,12 @@ mod tests {
     fn all(text: &str) -> Vec<Stanza> {
         let mut reader = Reader::from_str(text);
         std::iter::from_fn(|| read(&mut reader).unwrap()).collect()
+    }
+
+    #[test]
+    fn only_what_was_sent_can_be_handled() {
+        assert!(is_between(3, 3, 7) && is_between(3, 7, 7) && is_between(u32::MAX, 1, 2));
+        assert!(!is_between(3, 2, 7) && !is_between(3, 8, 7) && !is_between(u32::MAX, u32::MAX - 1, 2));
     }
 
     #[test]

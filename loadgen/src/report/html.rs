@@ -107,6 +107,27 @@ fn notices(run: &RunResult) -> Vec<Notice> {
         );
         say("unsent", text);
     }
+    if counts.unanswered > 0 {
+        let unanswered = count(counts.unanswered);
+        let text = format!(
+            "{unanswered} messages were never answered: whether they were kept is unknown, and they have no latency."
+        );
+        say("unanswered", text);
+    }
+    if counts.failed > 0 {
+        say("failed", format!("{} messages were refused for good.", count(counts.failed)));
+    }
+    if counts.unwritten > 0 {
+        say(
+            "unwritten",
+            "Not all could be written down: `verify` would not see what is missing in the file.".to_owned(),
+        );
+    }
+    if run.steps.iter().any(|step| step.kind == "measure" && !step.passed) {
+        let text =
+            "A lower rate than the highest did not hold when it was measured: the highest is not to be relied on.";
+        say("steps", text.to_owned());
+    }
     if run.open < run.users {
         let [open, users] = [run.open, run.users].map(|sessions| count(u64::from(sessions)));
         say("open", format!("Only {open} of {users} sessions were open when messages began."));
@@ -612,12 +633,16 @@ mod tests {
         run.generator_bound = true;
         run.open = 1;
         run.counts.unsent = 3;
+        run.counts.unanswered = 1;
+        run.counts.failed = 1;
+        run.counts.unwritten = 1;
+        run.steps.push(crate::result::Step { kind: "measure".to_owned(), ..Default::default() });
         run.latency.schedule_error.p99 = 6.0;
-        assert_eq!(notices(&run).len(), 4);
+        assert_eq!(notices(&run).len(), 8);
         run.counts.lost = 1;
         assert!(!of_one(&run).passed);
         let both = of_several(&[run.clone(), run]);
         assert!(!both.passed);
-        assert_eq!((both.notices.len(), both.checks.len()), (4, 1), "{both:?}");
+        assert_eq!((both.notices.len(), both.checks.len()), (8, 1), "{both:?}");
     }
 }

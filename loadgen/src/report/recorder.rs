@@ -1,6 +1,7 @@
 //! Follows a run: shows it, exports it, and adds to its result what the engine does not know.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -58,7 +59,7 @@ pub struct Outputs {
 
 /// A result cannot be left where it was asked for.
 #[derive(Debug, thiserror::Error)]
-#[error("{what}: {error}")]
+#[error("{what} cannot be written: {error}")]
 pub struct OutputError {
     what: String,
     error: std::io::Error,
@@ -107,6 +108,15 @@ struct Due {
 impl Recorder {
     /// Opens everything that was asked for. `name` stands in the live view until the result has a label.
     pub fn start(outputs: Outputs, name: &str, url: &str) -> Result<Self, OutputError> {
+        // What cannot be written is said now, and not after an hour.
+        for path in [&outputs.json, &outputs.report].into_iter().flatten() {
+            let was_there = path.exists();
+            File::options().append(true).create(true).open(path).map_err(at(path))?;
+            if !was_there {
+                // Whoever looks for it looks for a result.
+                std::fs::remove_file(path).map_err(at(path))?;
+            }
+        }
         let began = SystemTime::now();
         let command = command();
         let hlog = outputs.hlog.as_deref().map(|path| IntervalLog::create(path, &command, began).map_err(at(path)));
@@ -122,7 +132,9 @@ impl Recorder {
         };
         let scraper = if outputs.server_pid.is_some() || outputs.server_metrics.is_some() {
             let named = |error| OutputError { what: "a thread that looks at the server".to_owned(), error };
-            Some(Scraper::start(outputs.server_pid, outputs.server_metrics.as_deref()).map_err(named)?)
+            let scraper = Scraper::start(outputs.server_pid, outputs.server_metrics.as_deref()).map_err(named)?;
+            complain(&outputs, &scraper.latest());
+            Some(scraper)
         } else {
             None
         };
@@ -306,6 +318,20 @@ impl Held {
             server: server.and_then(process::proportional_bytes),
             generator: process::proportional_bytes(std::process::id()),
         }
+    }
+}
+
+/// What was named and is not there leaves holes in the page: whoever named it hears of it at once.
+fn complain(outputs: &Outputs, sample: &Sample) {
+    if let Some(url) = outputs.server_metrics.as_ref().filter(|_| sample.metrics.is_empty()) {
+        eprintln!(
+            "ringway-loadgen: there are no metrics at {url} (yet): what is not there will be missing in the result"
+        );
+    }
+    if let Some(pid) = outputs.server_pid.filter(|_| sample.cpu_seconds.is_none()) {
+        eprintln!(
+            "ringway-loadgen: there is no process {pid}: the server's processor time will be missing in the result"
+        );
     }
 }
 

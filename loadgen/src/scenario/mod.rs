@@ -227,24 +227,28 @@ impl Scenario {
     fn check(&self) -> Result<(), ScenarioError> {
         let refuse = |why: String| Err(ScenarioError::Together(why));
         let Sessions { users, conversations, threads, connections_per_second, cross_share, .. } = self.sessions;
+        if conversations == 0 || conversations > 100 {
+            return refuse(format!("sessions.conversations cannot be {conversations}: it must be from 1 to 100"));
+        }
         let block = self.sessions.block();
         if users == 0 || !users.is_multiple_of(block) {
             return refuse(format!(
                 "{users} users with {conversations} conversations each make no groups of {block}: name a multiple of {block}, for pairs an even number"
             ));
         }
-        if conversations == 0 || conversations > 100 {
-            return refuse(format!("sessions.conversations cannot be {conversations}: it must be from 1 to 100"));
-        }
         if threads == 0 || threads > users / block {
             return refuse(format!("{threads} threads: there must be at least one, and a group of {block} for each"));
         }
-        if connections_per_second <= 0.0 {
-            return refuse("sessions.connections_per_second must be above zero".to_owned());
+        if !connections_per_second.is_normal() || connections_per_second < 0.0 {
+            return refuse("sessions.connections_per_second must be a number above zero".to_owned());
         }
         let rates = self.slopes();
-        if rates.iter().any(|slope| slope.from < 0.0 || slope.to < 0.0) || self.traffic.in_flight == 0 {
-            return refuse("rates cannot be below zero, and traffic.in_flight must be above it".to_owned());
+        let is_rate = |rate: f64| rate.is_finite() && rate >= 0.0;
+        if rates.iter().any(|slope| !is_rate(slope.from) || !is_rate(slope.to)) || self.traffic.in_flight == 0 {
+            return refuse("rates must be numbers from zero on, and traffic.in_flight must be above it".to_owned());
+        }
+        if self.duration().ns() == 0 {
+            return refuse("traffic.duration must be above zero, or nothing would be measured".to_owned());
         }
         let shares = [
             ("sessions.cross_share", cross_share),
@@ -387,12 +391,20 @@ mod tests {
 
     #[test]
     fn values_that_cannot_be_are_named() {
-        let error = |text| load(text).unwrap_err();
+        let error = |text: &str| load(text).unwrap_err();
         assert!(error("[sessions]\nusers = 7").contains("an even number"));
         assert!(error("[traffic]\nduration = '7d'").contains("7d is no time"));
         assert!(error("[storm]\nshare = 2").contains("storm.share cannot be 2"));
         assert!(error("thresholds = ['delivery.p98 < 1ms']").contains("p98"));
         assert!(error("kind = 'pears'").contains("pears"));
+        for number in ["inf", "nan"] {
+            assert!(error(&format!("[traffic]\nrate = {number}")).contains("rates"), "{number}");
+            assert!(
+                error(&format!("[sessions]\nconnections_per_second = {number}")).contains("connections_per_second")
+            );
+        }
+        assert!(error("[traffic]\nduration = '0s'").contains("above zero"));
+        assert!(error("[sessions]\nconversations = 4294967295").contains("from 1 to 100"));
         assert!(error("[offline]\nfrom = '5s'\nuntil = '5s'").contains("after"));
     }
 
