@@ -5,6 +5,7 @@
 
 pub mod beating;
 pub mod budgets;
+pub mod calls;
 pub mod client;
 pub mod contest;
 pub mod cpu;

@@ -420,6 +420,8 @@ mod tests {
             figure("syscalls", json!({ "shard_allocations_per_message": null, "shard_calls_per_message": calls }))
         };
         assert_eq!(row(&[syscalls(0.05)], "T12").met, Met::NotMeasured);
+        let relay = figure("routed-1000", json!({ "calls": { "raw relay": 0.5 } }));
+        assert_eq!(row(&[syscalls(0.05), relay], "T12").floor, "raw relay 0.5 calls");
         assert_eq!(row(&[syscalls(0.2)], "T12").met, Met::No);
     }
 

@@ -5,11 +5,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Args;
 use loadgen::frames;
 use loadgen::key::TokenKey;
+use serde_json::json;
 use wire::ids::{ChangeNumber, ClientMessageId, ConversationId, DeviceId, UserId};
 use wire::json::encode_server;
 use wire::protocol::{Kind, Message, MessageItem, ServerFrame, Stored};
 use wire::writer::write_text_with;
 
+use crate::calls::Calls;
 use crate::contest;
 use crate::crowd::{Crowd, Outbox, to_one};
 use crate::figures::{Scratch, median, save};
@@ -44,7 +46,8 @@ pub fn run(orders: &Orders) -> Result<(), Trouble> {
         "{connections} connections in pairs, one message of {BODY_BYTES} bytes in flight per pair: send in, message and stored out, mark \
          in, tick out; a beat in 256. `ringway dev --shards 1` with durable storage, its shard on core 0 with all of its other \
          threads, client on core 1. Processor time of the thread of the shard and its core's ksoftirqd over that of a raw relay of frames of the \
-         same sizes ({sizes:?}); journal and views apart. {} s a measurement after 0.5 s of warming up.",
+         same sizes ({sizes:?}); journal and views apart. {} s a measurement after 0.5 s of warming up. System calls of the relay, and of the \
+         shard's thread, are counted by the kernel in a measurement of their own.",
         orders.seconds
     );
     println!("{method}\n");
@@ -82,7 +85,21 @@ pub fn run(orders: &Orders) -> Result<(), Trouble> {
             println!("  {:<18} {:>8.3} us a message", &thread[3..], median(&us));
         }
     }
+    // Apart, since counting makes them dearer.
+    let warm_up = Duration::from_millis(500);
+    let counted = |server: &Process, name: &str, crowd: &mut Crowd, talk: &mut dyn Talk| {
+        let calls = Calls::of_threads(server.id(), |thread| thread.starts_with(name))?;
+        let sample = pairs::talk_counted(server, crowd, talk, warm_up, seconds, Some(&calls))?;
+        println!("  {:<18} {:>8.3} system calls a message", name, sample.more["calls"].as_f64().unwrap_or(f64::NAN));
+        Ok::<_, Trouble>(sample.more["calls"].clone())
+    };
+    let calls = counted(&relay, "", &mut tied, &mut raw)
+        .and_then(|relay| Ok((relay, counted(&ringway, "shard-0", &mut crowd, &mut chat)?)));
     let mut result = outcome.to_json(&["raw relay"]);
+    match calls {
+        Ok((relay, shard)) => result["calls"] = json!({ "raw relay": relay, "ringway shard": shard }),
+        Err(trouble) => println!("system calls were not counted: {trouble}"),
+    }
     result["connections"] = connections.into();
     result["must"] = 1.5.into();
     let command = format!("cargo run --release -p bench -- routed --connections {connections}");

@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
+use crate::calls::Calls;
 use crate::contest::Sample;
 use crate::crowd::{Crowd, Deadline, News, Outbox, Stretch, to_one};
 use crate::server::{Process, Trouble};
@@ -24,12 +25,25 @@ pub fn talk(
     warm_up: Duration,
     measure: Duration,
 ) -> Result<Sample, Trouble> {
+    talk_counted(server, crowd, talk, warm_up, measure, None)
+}
+
+/// The same, with the server's system calls counted as well.
+pub fn talk_counted(
+    server: &Process,
+    crowd: &mut Crowd,
+    talk: &mut dyn Talk,
+    warm_up: Duration,
+    measure: Duration,
+    calls: Option<&Calls>,
+) -> Result<Sample, Trouble> {
+    let calls_so_far = || calls.map_or(Ok(0), Calls::so_far);
     let pairs = crowd.len() / 2;
     for pair in 0..pairs {
         crowd.outbox.say_with(2 * pair, |out| talk.send(pair, out));
     }
     let begun = Instant::now();
-    let (mut complete, mut stretch) = (0_u64, None);
+    let (mut complete, mut calls_before, mut stretch) = (0_u64, 0, None);
     let spent = loop {
         let ends = stretch.is_some() && begun.elapsed() >= warm_up + measure;
         if ends {
@@ -49,11 +63,15 @@ pub fn talk(
             Ok(())
         })?;
         if stretch.is_none() && begun.elapsed() >= warm_up {
-            complete = 0;
+            (complete, calls_before) = (0, calls_so_far()?);
             stretch = Some(Stretch::begin(server));
         }
     };
     let mut sample = Sample::of(&spent, complete);
+    if calls.is_some() {
+        let each = (calls_so_far()? - calls_before) as f64 / complete.max(1) as f64;
+        sample.more.insert("calls".to_owned(), each.into());
+    }
     for (name, ns) in &spent.threads {
         sample.more.insert(format!("us_{name}"), (*ns as f64 / complete.max(1) as f64 / 1e3).into());
     }

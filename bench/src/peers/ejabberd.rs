@@ -37,6 +37,8 @@ pub(super) fn install(cache: &Path) -> Result<Peer, Trouble> {
     let wanted = ["ejabberd", "erlang-p1-pgsql", "postgresql"];
     for package in wanted {
         if version(package)?.is_none() {
+            // A machine that is new, or an image of one, knows no packages yet.
+            install::client(cache, Command::new("apt-get").arg("update"))?;
             let mut apt = Command::new("apt-get");
             apt.env("DEBIAN_FRONTEND", "noninteractive").args(["install", "-y", "--no-install-recommends"]);
             install::client(cache, apt.args(wanted))?;

@@ -346,6 +346,7 @@ impl Files<'_> {
     fn calls(&self) -> Target {
         let calls = self.number("syscalls", "/shard_calls_per_message");
         let allocations = self.number("syscalls", "/shard_allocations_per_message");
+        let relay = self.number("routed-1000", "/calls/raw relay");
         let ringway = match calls {
             None => NOT_MEASURED.to_owned(),
             Some(calls) => format!("{}; {}", number(allocations, ""), short(calls)),
@@ -354,7 +355,7 @@ impl Files<'_> {
             name: "T12",
             what: "heap allocations and system calls of the shard per routed message, saturated".to_owned(),
             ringway,
-            floor: NONE.to_owned(),
+            floor: relay.map_or(NOT_MEASURED.to_owned(), |calls| format!("raw relay {} calls", short(calls))),
             peer: NONE.to_owned(),
             must: "0; at most 0.1".to_owned(),
             // Counted over some hundred thousand messages: a table that doubles is less than one in ten thousand.
