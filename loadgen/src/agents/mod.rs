@@ -3,7 +3,7 @@
 //! Both speak lines of JSON over TCP. The coordinator mints all tokens and gives each agent its part of the users; an
 //! agent measures with its own clock. Of pairs whose two users are on two agents (`sessions.cross_share`) the books are
 //! compared when all is over, and their latency is a distribution of its own (`abroad`): the coordinator measures all
-//! clocks, as [`clocks`] says, and tells each agent what its partner's times are in its own.
+//! clocks, as `clocks.rs` says, and tells each agent what its partner's times are in its own.
 //!
 //! ```text
 //! coordinator                      agent
