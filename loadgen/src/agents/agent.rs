@@ -1,7 +1,7 @@
 //! The agent's side: takes a job, does it, and tells how it goes.
 
 use std::io::BufReader;
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use serde::Serialize;
 
-use super::{FromAgent, Job, SILENCE_MAX, ToAgent, read};
+use super::{FromAgent, Job, LOAD_BYTES_MAX, READY_MAX, SILENCE_MAX, ToAgent, WORD_BYTES_MAX, read};
 use crate::credentials::Credentials;
 use crate::process;
 use crate::report::resident_bytes;
@@ -45,12 +45,17 @@ impl Coordinator {
 
 /// Serves one coordinator after the other, until `stop`.
 pub fn serve(listener: &TcpListener, stop: &AtomicBool) -> std::io::Result<()> {
+    serve_within(listener, stop, SILENCE_MAX)
+}
+
+/// Whoever has no job for so long is no coordinator, and others may be waiting.
+fn serve_within(listener: &TcpListener, stop: &AtomicBool, silence_max: Duration) -> std::io::Result<()> {
     listener.set_nonblocking(true)?;
     while !stop.load(Ordering::Relaxed) {
         match listener.accept() {
             Ok((stream, coordinator)) => {
                 eprintln!("a run for {coordinator}");
-                match serve_one(stream, stop) {
+                match serve_one(stream, stop, silence_max) {
                     Ok(()) => eprintln!("the run for {coordinator} is over"),
                     Err(error) => eprintln!("the run for {coordinator} ended: {error}"),
                 }
@@ -64,14 +69,15 @@ pub fn serve(listener: &TcpListener, stop: &AtomicBool) -> std::io::Result<()> {
     Ok(())
 }
 
-fn serve_one(stream: TcpStream, stop: &AtomicBool) -> std::io::Result<()> {
+fn serve_one(stream: TcpStream, stop: &AtomicBool, silence_max: Duration) -> std::io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
-    // One that takes nothing for so long is as good as gone.
+    // One that takes nothing for so long is as good as gone, and so is one that has nothing to say before the run.
     stream.set_write_timeout(Some(SILENCE_MAX))?;
+    stream.set_read_timeout(Some(silence_max))?;
     let mut reader = BufReader::new(stream.try_clone()?);
     let coordinator = Coordinator(Arc::new(Mutex::new(stream)));
-    let ToAgent::Job(job) = read(&mut reader)? else {
+    let ToAgent::Job(job) = read(&mut reader, LOAD_BYTES_MAX)? else {
         return coordinator.fail(&"a job must come first");
     };
     let Job { scenario, tokens, run, abroad, acks } = *job;
@@ -80,24 +86,46 @@ fn serve_one(stream: TcpStream, stop: &AtomicBool) -> std::io::Result<()> {
         Err(error) => return coordinator.fail(&error),
     };
     coordinator.tell(&FromAgent::Ready { generator: Box::new(Generator::this("")) })?;
+    reader.get_ref().set_read_timeout(Some(READY_MAX))?;
     loop {
-        match read(&mut reader)? {
+        match read(&mut reader, WORD_BYTES_MAX)? {
             ToAgent::Clock => coordinator.tell(&FromAgent::Clock { ns: process::monotonic_ns() })?,
             ToAgent::Connect => break,
             _ => return Ok(()),
         }
     }
+    // A run may be long, and there is nothing to be said to whoever takes part in it.
+    reader.get_ref().set_read_timeout(None)?;
     let (pieces, waiting) = acks.then(|| bounded(PIECES_MAX)).unzip();
     let plan = Plan { scenario, credentials: Credentials::None, acks: None };
     let engine = match Engine::start(&plan, Membership { tokens: Some(tokens), run: Some(run), abroad, acks: pieces }) {
         Ok(engine) => engine,
         Err(error) => return coordinator.fail(&error),
     };
+    let told = take_part(&plan, &engine, reader, waiting, &coordinator, stop);
+    if told.is_err() {
+        // Nobody hears of this run any more: it ends before another one begins.
+        engine.stop();
+        let _ = engine.join();
+        let _ = coordinator.0.lock().expect("nobody panics while holding it").shutdown(Shutdown::Both);
+    }
+    told
+}
+
+/// Does its part of the run, and tells what came of it.
+fn take_part(
+    plan: &Plan,
+    engine: &Engine,
+    reader: BufReader<TcpStream>,
+    waiting: Option<Receiver<String>>,
+    coordinator: &Coordinator,
+    stop: &AtomicBool,
+) -> std::io::Result<()> {
     let began_ns = process::monotonic_ns() - engine.clock.elapsed().as_nanos() as u64;
     coordinator.tell(&FromAgent::Connected { began_ns })?;
-    let orders = obey(reader, coordinator.clone(), &engine);
+    let orders = obey(reader, coordinator.clone(), engine);
     let acks = waiting.map(|waiting| hand_over(waiting, coordinator.clone(), Arc::clone(&engine.phase)));
-    let memory_bytes_max = tell(&plan, &engine, &coordinator, stop)?;
+    let memory_bytes_max = tell(plan, engine, coordinator, stop)?;
     let ended = engine.join();
     if let Some(acks) = acks {
         // All of them go before the word that it is done.
@@ -125,7 +153,7 @@ fn obey(mut reader: BufReader<TcpStream>, coordinator: Coordinator, engine: &Eng
     let (phase, clock) = (Arc::clone(&engine.phase), engine.clock);
     std::thread::spawn(move || {
         loop {
-            match read(&mut reader) {
+            match read(&mut reader, WORD_BYTES_MAX) {
                 Ok(ToAgent::Begin { ahead_ns }) => {
                     phase.partner_ahead_ns.store(ahead_ns, Ordering::Relaxed);
                     phase.start_ns.store(clock.elapsed().as_nanos() as u64 + 1, Ordering::Release);
@@ -204,4 +232,36 @@ fn tell(plan: &Plan, engine: &Engine, coordinator: &Coordinator, stop: &AtomicBo
         FromAgent::Progress { tally, open: 0, was_open: 0, settled: true, cpu_seconds: cpu_seconds() - cpu_before };
     coordinator.tell(&rest)?;
     Ok(memory_bytes_max)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+
+    use super::*;
+
+    /// Whoever connects and says nothing is hung up on, and the next one is heard.
+    #[test]
+    fn strangers_do_not_keep_an_agent() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = AtomicBool::new(false);
+        let connect = || {
+            let stream = TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(SILENCE_MAX)).unwrap();
+            stream
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| serve_within(&listener, &stop, Duration::from_millis(50)).unwrap());
+            let mut silent = connect();
+            let is_hung_up_on = silent.read(&mut [0]).is_ok_and(|bytes| bytes == 0);
+            let mut other = connect();
+            other.write_all(b"\"connect\"\n").unwrap();
+            let mut answer = String::new();
+            let is_heard = other.read_to_string(&mut answer).is_ok();
+            // Before anything fails: a thread that nobody stops would keep the test.
+            stop.store(true, Ordering::Relaxed);
+            assert!(is_hung_up_on && is_heard && answer.contains("a job must come first"), "{answer}");
+        });
+    }
 }

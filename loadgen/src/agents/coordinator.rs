@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, unbounded};
 
 use super::clocks::{Clock, Exchange, Offset};
-use super::{FromAgent, Job, SILENCE_MAX, ToAgent, read, write};
+use super::{FromAgent, Job, LOAD_BYTES_MAX, READY_MAX, SILENCE_MAX, ToAgent, WORD_BYTES_MAX, read, write};
 use crate::acks::AckWriter;
 use crate::client::{Account, audit, audit_pairs};
 use crate::interval::Interval;
@@ -24,8 +24,6 @@ use crate::tally::{Busy, Tally};
 use crate::traffic::Abroad;
 use crate::worker::{Ended, Progress};
 
-/// How long an agent may take to get ready: reading tokens is most of that.
-const READY_MAX: Duration = Duration::from_mins(2);
 /// How often each clock is asked for.
 const EXCHANGES: usize = 16;
 
@@ -51,9 +49,9 @@ impl Agent {
         RunError::Agent { agent: self.address.clone(), why: why.to_string() }
     }
 
-    /// What it says next, within that time.
-    fn hear(&mut self, patience: Duration) -> Result<FromAgent, RunError> {
-        let heard = self.stream.set_read_timeout(Some(patience)).and_then(|()| read(&mut self.reader));
+    /// What it says next, within that time and in so many bytes.
+    fn hear(&mut self, patience: Duration, bytes_max: u64) -> Result<FromAgent, RunError> {
+        let heard = self.stream.set_read_timeout(Some(patience)).and_then(|()| read(&mut self.reader, bytes_max));
         match heard.map_err(|error| self.failed(&format!("it is gone: {error}")))? {
             FromAgent::Failed { why } => Err(self.failed(&why)),
             said => Ok(said),
@@ -62,7 +60,9 @@ impl Agent {
 
     /// Waits until it is ready.
     fn ready(&mut self) -> Result<(), RunError> {
-        let FromAgent::Ready { generator } = self.hear(READY_MAX)? else { return Err(self.out_of_turn()) };
+        let FromAgent::Ready { generator } = self.hear(READY_MAX, WORD_BYTES_MAX)? else {
+            return Err(self.out_of_turn());
+        };
         self.generator = Generator { name: self.address.clone(), ..*generator };
         Ok(())
     }
@@ -73,7 +73,9 @@ impl Agent {
         for exchange in &mut exchanges {
             let asked = process::monotonic_ns();
             write(&mut self.stream, &ToAgent::Clock).map_err(|error| self.failed(&error))?;
-            let FromAgent::Clock { ns: said } = self.hear(SILENCE_MAX)? else { return Err(self.out_of_turn()) };
+            let FromAgent::Clock { ns: said } = self.hear(SILENCE_MAX, WORD_BYTES_MAX)? else {
+                return Err(self.out_of_turn());
+            };
             *exchange = Exchange { asked, said, heard: process::monotonic_ns() };
         }
         Ok(Offset::of(&exchanges).expect("there are some"))
@@ -82,7 +84,9 @@ impl Agent {
     /// Lets its users connect, and hears when its run began.
     fn connect(&mut self) -> Result<u64, RunError> {
         write(&mut self.stream, &ToAgent::Connect).map_err(|error| self.failed(&error))?;
-        let FromAgent::Connected { began_ns } = self.hear(READY_MAX)? else { return Err(self.out_of_turn()) };
+        let FromAgent::Connected { began_ns } = self.hear(READY_MAX, WORD_BYTES_MAX)? else {
+            return Err(self.out_of_turn());
+        };
         Ok(began_ns)
     }
 
@@ -99,7 +103,7 @@ impl Agent {
     ) -> Result<Ended, RunError> {
         let mut busy = Busy::default();
         loop {
-            match self.hear(SILENCE_MAX)? {
+            match self.hear(SILENCE_MAX, LOAD_BYTES_MAX)? {
                 FromAgent::Progress { tally, open, was_open, settled, cpu_seconds } => {
                     busy.merge(tally.busy);
                     let heard = Progress { worker: number, tally, open, was_open, settled, cpu_seconds };

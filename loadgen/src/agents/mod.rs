@@ -30,7 +30,7 @@ mod agent;
 mod clocks;
 mod coordinator;
 
-use std::io::Write as _;
+use std::io::{BufRead, Error, ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -47,6 +47,12 @@ pub use coordinator::run;
 
 /// How long one side may take to say or to take something before it counts as gone: agents tell something every second.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How long an agent may take to get ready, and then wait for the others: reading tokens is most of that.
+const READY_MAX: Duration = Duration::from_mins(2);
+/// What a job may take, the tokens of a million users, and what a run tells, the books of as many.
+const LOAD_BYTES_MAX: u64 = 1 << 30;
+/// What anything else may take. Whoever says more is neither a coordinator nor an agent.
+const WORD_BYTES_MAX: u64 = 1 << 20;
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -114,10 +120,37 @@ fn write<T: Serialize>(stream: &mut TcpStream, message: &T) -> std::io::Result<(
     stream.write_all(&line)
 }
 
-fn read<T: for<'a> Deserialize<'a>>(reader: &mut impl std::io::BufRead) -> std::io::Result<T> {
+/// Reads a line of so many bytes at most.
+fn read<T: for<'a> Deserialize<'a>>(reader: &mut impl BufRead, bytes_max: u64) -> std::io::Result<T> {
     let mut line = Vec::new();
-    if reader.read_until(b'\n', &mut line)? == 0 {
-        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    let read = reader.take(bytes_max).read_until(b'\n', &mut line);
+    // What a timeout is called by the system says nothing to people.
+    read.map_err(|error| match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => Error::new(ErrorKind::TimedOut, "it said nothing for too long"),
+        _ => error,
+    })?;
+    if line.last() == Some(&b'\n') {
+        serde_json::from_slice(&line).map_err(|error| Error::new(ErrorKind::InvalidData, error))
+    } else if line.len() as u64 == bytes_max {
+        Err(Error::new(ErrorKind::InvalidData, format!("a line of more than {bytes_max} bytes")))
+    } else {
+        Err(ErrorKind::UnexpectedEof.into())
     }
-    serde_json::from_slice(&line).map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_without_an_end_is_not_read_on() {
+        let mut endless = std::io::BufReader::new(std::io::repeat(b'x').take(1 << 26));
+        let error = read::<ToAgent>(&mut endless, 1_000).err().unwrap();
+        assert_eq!(error.to_string(), "a line of more than 1000 bytes");
+        let read = |bytes: &[u8], bytes_max| read::<ToAgent>(&mut &*bytes, bytes_max);
+        assert!(matches!(read(b"\"stop\"\n", 7), Ok(ToAgent::Stop)));
+        assert!(read(b"\"stop\"\n", 6).is_err());
+        // One that is cut is none, whatever it may say.
+        assert_eq!(read(b"\"stop\"", 1_000).err().unwrap().kind(), ErrorKind::UnexpectedEof);
+    }
 }
