@@ -13,6 +13,9 @@ use crate::result::Second;
 /// Columns of the small charts: a second each.
 const COLUMNS: usize = 40;
 
+/// What stands before the first line.
+const MARGIN_COLUMNS: usize = 2;
+
 /// Draws on standard error.
 #[derive(Debug)]
 pub struct Live {
@@ -45,7 +48,12 @@ impl Live {
     /// Shows another second.
     pub fn show(&mut self, interval: &Interval, second: &Second) {
         match &self.bar {
-            Some(bar) => bar.set_message(self.view.lines(interval, second)),
+            Some(bar) => {
+                // Asked for each time: windows are made wider.
+                let (_, columns) = console::Term::stderr().size();
+                let lines = self.view.lines(interval, second);
+                bar.set_message(cut(&lines, usize::from(columns).saturating_sub(MARGIN_COLUMNS)));
+            }
             None => eprintln!("{interval}"),
         }
     }
@@ -111,13 +119,28 @@ fn wrong(interval: &Interval) -> String {
     if all.is_empty() { "nothing".to_owned() } else { all }
 }
 
+/// The same lines, none longer than that: one that wraps would be drawn over wrongly. What is cut ends in an ellipsis.
+fn cut(lines: &str, columns: usize) -> String {
+    let cut = |line: &str| match line.char_indices().nth(columns) {
+        None => line.to_owned(),
+        Some(_) => line.chars().take(columns.saturating_sub(1)).chain(['…']).collect(),
+    };
+    lines.lines().map(cut).collect::<Vec<_>>().join("\n")
+}
+
+fn mib(bytes: f64) -> String {
+    format!("{:.1} MiB", bytes / f64::from(1 << 20))
+}
+
 /// The server's own numbers, as far as they are known.
 fn server(second: &Second) -> Option<String> {
     let cpu = second.server_cpu_percent.map(|percent| format!("{percent:.0} % of a core"));
-    let memory = second.server_memory_bytes.map(|bytes| format!("{:.1} MB", bytes as f64 / 1e6));
+    let memory = second.server_memory_bytes.map(|bytes| mib(bytes as f64));
     let metrics = second.server_metrics.iter().map(|(name, value)| {
         let name = name.strip_prefix("ringway_").unwrap_or(name);
-        format!("{name} {value}")
+        // A name says its unit last, and labels follow it.
+        let is_bytes = name.split('{').next().is_some_and(|name| name.ends_with("_bytes"));
+        if is_bytes { format!("{name} {}", mib(*value)) } else { format!("{name} {value}") }
     });
     let parts: Vec<_> = cpu.into_iter().chain(memory).chain(metrics).collect();
     (!parts.is_empty()).then(|| parts.join(", "))
@@ -152,16 +175,33 @@ mod tests {
         let second = Second {
             ack: Some(Brief { p50: 1.0, p99: 2.0, max: 3.0 }),
             server_cpu_percent: Some(12.0),
-            server_metrics: [("ringway_connections".to_owned(), 7.0)].into(),
+            server_memory_bytes: Some(3 << 20),
+            server_metrics: [
+                ("ringway_connections".to_owned(), 7.0),
+                ("ringway_store_lag_bytes{shard=\"0\"}".to_owned(), 1_572_864.0),
+            ]
+            .into(),
             ..Second::default()
         };
         let lines = view.lines(&interval, &second);
-        for part in ["500/s stored", "lost 2, unavailable: 1/s", "12 % of a core, connections 7", "p99 2.00"] {
+        for part in [
+            "500/s stored",
+            "lost 2, unavailable: 1/s",
+            "12 % of a core, 3.0 MiB, connections 7, ",
+            " 1.5 MiB",
+            "p99 2.00",
+        ] {
             assert!(lines.contains(part), "{part} in {lines}");
         }
         for _ in 0..100 {
             assert!(view.lines(&interval, &second).contains(&"█".repeat(view.p99.len())));
         }
         assert_eq!(view.p99.len(), COLUMNS);
+    }
+
+    #[test]
+    fn no_line_is_wider_than_the_terminal() {
+        assert_eq!(cut("▁▂▃▄\n  server 12345\n", 8), "▁▂▃▄\n  serve…");
+        assert_eq!(cut("12345678\n\n9", 8), "12345678\n\n9");
     }
 }
