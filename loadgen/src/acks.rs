@@ -126,8 +126,8 @@ pub enum AcksError {
     },
 }
 
-/// Reads all lines. The last may be cut, if whoever wrote it was killed.
-pub fn read(path: &Path) -> Result<Vec<Ack>, AcksError> {
+/// Reads all lines, and says whether the last one is cut: whoever wrote it was killed, or had no room left.
+pub fn read(path: &Path) -> Result<(Vec<Ack>, bool), AcksError> {
     let mut acks = Vec::new();
     let mut reader = BufReader::new(File::open(path)?);
     let mut line = Vec::new();
@@ -139,17 +139,15 @@ pub fn read(path: &Path) -> Result<Vec<Ack>, AcksError> {
         }
         acks.push(serde_json::from_slice(&line).map_err(|error| AcksError::Line { line: number, error })?);
     }
-    Ok(acks)
+    Ok((acks, !line.is_empty()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Many at once go in pieces of whole lines, each waits until there is room for it, and none is left out.
-    #[test]
-    fn what_is_handed_over_is_whole_and_in_its_order() {
-        let ack = |seq| Ack {
+    fn ack(seq: u64) -> Ack {
+        Ack {
             conversation: "d:1:2".to_owned(),
             seq,
             id: "0".repeat(36),
@@ -158,7 +156,25 @@ mod tests {
             sender: 1,
             device: 1,
             body: "0".repeat(16),
-        };
+        }
+    }
+
+    #[test]
+    fn a_cut_last_line_is_left_out_and_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("acks");
+        let mut writer = AckWriter::new(AckWriter::open(&path).unwrap());
+        (1..=2).for_each(|seq| writer.note(&ack(seq)));
+        writer.flush().unwrap();
+        assert_eq!(read(&path).unwrap(), (vec![ack(1), ack(2)], false));
+        let whole = std::fs::metadata(&path).unwrap().len();
+        File::options().write(true).open(&path).unwrap().set_len(whole - 1).unwrap();
+        assert_eq!(read(&path).unwrap(), (vec![ack(1)], true));
+    }
+
+    /// Many at once go in pieces of whole lines, each waits until there is room for it, and none is left out.
+    #[test]
+    fn what_is_handed_over_is_whole_and_in_its_order() {
         let (pieces, waiting) = crossbeam_channel::bounded(1);
         let mut writer = AckWriter::handing_over(pieces);
         let noting = std::thread::spawn(move || {

@@ -77,9 +77,9 @@ struct Arguments {
 enum Command {
     /// Users chat as a scenario says: open loop, latencies from when a message was due.
     ///
-    /// Exit code 0: all good; 1: messages were lost, doubled or reordered; 2: it could not run; 3: a threshold does not
-    /// hold; 4: messages were never answered, and whether they were kept is unknown; 5: it was told to stop; 6: less was
-    /// measured than was asked for.
+    /// Exit code 0: all good; 1: messages were lost, doubled or reordered, or the server forgot what clients already had;
+    /// 2: it could not run; 3: a threshold does not hold; 4: messages were never answered, and whether they were kept is
+    /// unknown; 5: it was told to stop; 6: less was measured than was asked for.
     #[command(after_long_help = RUN_EXAMPLES)]
     Run(Box<RunArguments>),
     /// Does a part of runs that a coordinator on another machine begins (`run --agents`).

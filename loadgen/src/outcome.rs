@@ -9,7 +9,7 @@ use crate::result::RunResult;
 pub enum Outcome {
     /// Nothing is wrong, and all thresholds hold.
     Good,
-    /// Messages were lost, doubled or reordered.
+    /// Messages were lost, doubled or reordered, or the server forgot some.
     Broken,
     /// A threshold does not hold.
     Breached,
@@ -26,8 +26,8 @@ pub const COULD_NOT_RUN: u8 = 2;
 
 /// All codes, with what they mean.
 pub const CODES: [(u8, &str); 7] = [
-    (0, "nothing was lost, doubled or reordered, everything was sent and answered, and all thresholds hold"),
-    (1, "messages were lost, doubled or reordered"),
+    (0, "nothing was lost, doubled, reordered or forgotten, everything was sent and answered, and all thresholds hold"),
+    (1, "messages were lost, doubled or reordered, or the server forgot what clients already had"),
     (COULD_NOT_RUN, "it could not run"),
     (3, "a threshold does not hold"),
     (4, "messages were sent and never answered: whether the server kept them is unknown"),
@@ -79,6 +79,13 @@ impl fmt::Display for InWords<'_> {
         let never_opened = self.0.never_opened();
         if never_opened > 0 {
             writeln!(f, "{never_opened} of {} sessions never opened.", self.0.users)?;
+        }
+        if counts.shrunk > 0 {
+            writeln!(
+                f,
+                "The server forgot messages that clients already had, {} times: its history shrank.",
+                counts.shrunk
+            )?;
         }
         if counts.failed > 0 {
             writeln!(f, "{} messages were refused for good: the errors above say why.", counts.failed)?;
@@ -149,7 +156,17 @@ mod tests {
         };
         result.thresholds.push(breached);
         assert_eq!(Outcome::of(&result).code(), 3);
-        result.counts.doubled = 1;
-        assert_eq!(Outcome::of(&result).code(), 1);
+        for spoil in [
+            (|result| result.counts.lost = 1) as fn(&mut RunResult),
+            |result| result.counts.doubled = 1,
+            |result| result.counts.reordered = 1,
+            |result| result.counts.shrunk = 1,
+        ] {
+            let mut result = result.clone();
+            spoil(&mut result);
+            assert_eq!(Outcome::of(&result).code(), 1);
+        }
+        result.counts.shrunk = 2;
+        assert!(InWords(&result).to_string().contains("forgot messages that clients already had, 2 times"));
     }
 }

@@ -452,9 +452,9 @@ impl RunResult {
         std::fs::write(path, text + "\n")
     }
 
-    /// Whether nothing was lost, doubled or reordered.
+    /// Whether nothing was lost, doubled, reordered or forgotten.
     pub fn is_clean(&self) -> bool {
-        self.counts.lost == 0 && self.counts.doubled == 0 && self.counts.reordered == 0
+        self.counts.broken() == 0
     }
 
     /// How many sessions were wanted and never open.

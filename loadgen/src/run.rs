@@ -22,11 +22,12 @@ use crate::process;
 use crate::random::Random;
 use crate::result::{self, FORMAT, Latencies, RunResult};
 use crate::scenario::{Kind, Protocol, Scenario, ScenarioError, Sessions};
+use crate::span::Span;
 use crate::tally::Tally;
 use crate::target::{Target, TargetError};
 use crate::thresholds::{Facts, Threshold};
 use crate::tls::TlsError;
-use crate::traffic::{Abroad, Record, Share, read_record};
+use crate::traffic::{Abroad, Record, Recorded, Share, read_record};
 use crate::worker::{self, Ended, Orders, Phase, Progress};
 
 /// What a run is made of.
@@ -107,7 +108,8 @@ pub enum RunError {
 
 /// Runs the plan; `show` is called about once a second. `stop` ends it early.
 pub fn run(plan: &Plan, stop: &Arc<AtomicBool>, mut show: impl FnMut(&Interval)) -> Result<RunResult, RunError> {
-    let engine = Engine::start(plan, Membership::default())?;
+    let (plan, recorded) = with_record(plan)?;
+    let engine = Engine::start(&plan, Membership { recorded, ..Membership::default() })?;
     let threads = plan.scenario.sessions.threads;
     let mut watch = Watch::new(&plan.scenario, &engine, threads, stop, engine.clock);
     watch.until_all_ended(&engine.shown, &mut show);
@@ -121,7 +123,18 @@ pub fn run(plan: &Plan, stop: &Arc<AtomicBool>, mut show: impl FnMut(&Interval))
     watch.finish(&mut show)
 }
 
-/// What one process has from a run of several.
+/// The plan, as long as what it replays, and that.
+fn with_record(plan: &Plan) -> Result<(Plan, Option<Recorded>), RunError> {
+    let mut plan = plan.clone();
+    let Some(path) = &plan.scenario.traffic.replay else { return Ok((plan, None)) };
+    let recorded = read_record(path, plan.scenario.sessions.users).map_err(RunError::Record)?;
+    let last_ns = recorded.iter().map(|due| due.at_ns).max().unwrap_or_default();
+    // The last one falls due within it.
+    plan.scenario.traffic.duration = Span(Duration::from_nanos(last_ns + 1));
+    Ok((plan, Some(Arc::new(recorded))))
+}
+
+/// What one process has from a run of several, or from files that were read before.
 #[derive(Default)]
 pub(crate) struct Membership {
     /// Tokens of its users, if they are minted already.
@@ -131,6 +144,8 @@ pub(crate) struct Membership {
     pub(crate) abroad: Option<Abroad>,
     /// Where acknowledged messages are handed to, if they are wanted.
     pub(crate) acks: Option<Sender<String>>,
+    /// What falls due instead of what the scenario says.
+    pub(crate) recorded: Option<Recorded>,
 }
 
 /// Threads of users at work.
@@ -153,8 +168,6 @@ impl Engine {
         let acks = plan.acks.as_deref().map(AckWriter::open).transpose().map_err(RunError::Acks)?;
         let append = |path: &PathBuf| File::options().create(true).append(true).open(path);
         let record = traffic.record.as_ref().map(append).transpose().map_err(RunError::Record)?;
-        let recorded = traffic.replay.as_ref().map(|path| read_record(path, sessions.users)).transpose();
-        let recorded = recorded.map_err(RunError::Record)?.map(Arc::new);
         let mut habits = habits(&scenario, &target);
         habits.run = membership.run.unwrap_or(habits.run);
         let phase = Arc::new(Phase::default());
@@ -175,7 +188,7 @@ impl Engine {
                 target: Arc::clone(&target),
                 tls: tls.clone(),
                 share,
-                recorded: recorded.clone(),
+                recorded: membership.recorded.clone(),
                 record: copy(&record).map_err(RunError::Record)?.map(Record::new),
                 random: Random::new(scenario.seed, u64::from(number) + 1),
                 acks: match &membership.acks {
@@ -568,6 +581,30 @@ pub fn cpu_seconds() -> f64 {
 mod tests {
     use super::*;
     use crate::tally::Busy;
+
+    #[test]
+    fn a_replay_is_as_long_as_its_record() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("record");
+        std::fs::write(&path, "5 0 1\n600000000000 1 0\n7 0 1\n").unwrap();
+        for kind in [Kind::Pairs, Kind::Day] {
+            let mut plan = Plan::new("ws://127.0.0.1:9", Credentials::None, 8);
+            plan.scenario = Scenario { sessions: plan.scenario.sessions, ..kind.defaults() };
+            let own = plan.scenario.duration();
+            assert!(with_record(&plan).is_ok_and(|(plan, none)| plan.scenario.duration() == own && none.is_none()));
+            plan.scenario.traffic.replay = Some(path.clone());
+            let (plan, recorded) = with_record(&plan).unwrap();
+            assert_eq!((plan.scenario.duration().ns(), recorded.unwrap().len()), (600_000_000_001, 3));
+            assert_eq!(plan.scenario.phase_name(Duration::from_secs(599)), "messages");
+            assert_eq!(plan.scenario.phase_name(Duration::from_secs(601)), "answers");
+        }
+        let mut plan = Plan::new("ws://127.0.0.1:9", Credentials::None, 8);
+        std::fs::write(&path, "").unwrap();
+        plan.scenario.traffic.replay = Some(path.clone());
+        assert!(with_record(&plan).err().unwrap().to_string().contains("no message"));
+        std::fs::write(&path, format!("{} 0 1\n", u64::MAX)).unwrap();
+        assert!(with_record(&plan).err().unwrap().to_string().contains("line 1"));
+    }
 
     #[test]
     fn one_thread_at_its_limit_is_enough() {

@@ -108,7 +108,7 @@ fn judge(kind: &str, fraction: Option<f64>, result: &RunResult) -> Step {
     let of_offered = |count: u64| count as f64 / counts.offered.max(1) as f64;
     let achieved = result.achieved_per_second / result.offered_per_second.max(1e-9);
     let breached = if !result.is_clean() {
-        Some("messages were lost, doubled or reordered".to_owned())
+        Some("messages were lost, doubled, reordered or forgotten".to_owned())
     } else if let Some(threshold) = result.thresholds.iter().find(|threshold| !threshold.passed) {
         Some(threshold.condition.clone())
     } else if achieved < ACHIEVED_MIN {

@@ -157,6 +157,13 @@ counts! {
     bytes_out "Bytes sent.",
 }
 
+impl Counts {
+    /// What no server that keeps its promises does: messages lost, doubled, reordered, and histories forgotten.
+    pub fn broken(&self) -> u64 {
+        self.lost + self.doubled + self.reordered + self.shrunk
+    }
+}
+
 /// Which part of a core threads used while messages were due.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Busy {

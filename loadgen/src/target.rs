@@ -23,10 +23,26 @@ pub struct Target {
     sources: Vec<IpAddr>,
 }
 
-/// Why an address makes no sense.
+/// Why there is nowhere to connect to.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is no address of a server: it must look like ws://127.0.0.1:8800 or wss://chat.example.org")]
-pub struct TargetError(pub String);
+pub enum TargetError {
+    /// The address makes no sense.
+    #[error("{0} is no address of a server: it must look like ws://127.0.0.1:8800 or wss://chat.example.org")]
+    Malformed(String),
+    /// It does, but nobody knows its name.
+    #[error(
+        "DNS does not know the name {name} in {url} ({error}): check how it is spelled and that this machine can ask DNS, \
+         or say where to connect with --address IP:PORT"
+    )]
+    Unknown {
+        /// The name.
+        name: String,
+        /// Where it stands.
+        url: String,
+        /// What the system says.
+        error: String,
+    },
+}
 
 impl Target {
     /// That of a scenario.
@@ -53,7 +69,7 @@ impl Target {
 
     /// That of a URL, connected to at `address` if there is one.
     pub fn of_url(url: &str, address: Option<SocketAddr>, usual_path: &str) -> Result<Self, TargetError> {
-        let error = || TargetError(url.to_owned());
+        let error = || TargetError::Malformed(url.to_owned());
         let (scheme, rest) = url.split_once("://").ok_or_else(error)?;
         let (tls, port) = match scheme {
             "ws" | "http" => (false, 80),
@@ -63,13 +79,22 @@ impl Target {
         let (host, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
         let has_port = host.rsplit(':').next().is_some_and(|port| port.parse::<u16>().is_ok()) && host.contains(':');
         let name = if has_port { host.rsplit_once(':').map_or(host, |(name, _)| name) } else { host };
-        if name.is_empty() {
+        // What is left of a port that is none would be looked for as a part of the name.
+        if name.is_empty()
+            || name.starts_with('[') != name.ends_with(']')
+            || (name.contains(':') && !name.starts_with('['))
+        {
             return Err(error());
         }
         let with_port = if has_port { host.to_owned() } else { format!("{host}:{port}") };
-        let address = match address {
-            Some(address) => address,
-            None => with_port.to_socket_addrs().map_err(|_| error())?.next().ok_or_else(error)?,
+        let address = if let Some(address) = address {
+            address
+        } else {
+            let unknown = |error: std::io::Error| {
+                let (name, url) = (name.to_owned(), url.to_owned());
+                TargetError::Unknown { name, url, error: error.to_string() }
+            };
+            with_port.to_socket_addrs().map_err(unknown)?.next().ok_or_else(error)?
         };
         Ok(Self {
             host: host.to_owned(),
@@ -147,9 +172,16 @@ mod tests {
             (443, "/chat", Some("localhost"))
         );
         assert_eq!(target("ws://[::1]:80/").address, "[::1]:80".parse::<SocketAddr>().unwrap());
-        for url in ["127.0.0.1:8800", "ws://", "ftp://127.0.0.1", "wss://:443"] {
-            assert!(Target::of_url(url, None, "/ws").is_err(), "{url}");
+        for url in ["127.0.0.1:8800", "ws://", "ftp://127.0.0.1", "wss://:443", "ws://localhost:99999", "ws://[::1"] {
+            let error = Target::of_url(url, None, "/ws").unwrap_err();
+            assert_eq!(error, TargetError::Malformed(url.to_owned()));
         }
+        // RFC 6761: nobody will ever have that name.
+        let unknown = Target::of_url("wss://chat.invalid", None, "/ws").unwrap_err().to_string();
+        assert!(
+            unknown.contains("DNS does not know the name chat.invalid") && unknown.contains("--address"),
+            "{unknown}"
+        );
         let elsewhere = "127.0.0.1:9".parse().unwrap();
         assert_eq!(Target::of_url("wss://no.such.name", Some(elsewhere), "/ws").unwrap().address, elsewhere);
     }

@@ -213,8 +213,13 @@ impl Record {
     }
 }
 
-/// Reads what [`Record`] wrote; places must be below `users`.
+/// What was recorded, for all threads.
+pub(crate) type Recorded = std::sync::Arc<Vec<Due>>;
+
+/// Reads what [`Record`] wrote, at least one message; places must be below `users`.
 pub(crate) fn read_record(path: &Path, users: u32) -> std::io::Result<Vec<Due>> {
+    /// Nobody waits for thirty years.
+    const AT_NS_MAX: u64 = 1_000_000_000_000_000_000;
     let bad = |number: usize| {
         let path = path.display();
         let why = format!("{path}, line {number}: not a time and two users of this run, as `record` writes them");
@@ -229,10 +234,14 @@ pub(crate) fn read_record(path: &Path, users: u32) -> std::io::Result<Vec<Due>> 
         else {
             return Err(bad(number + 1));
         };
-        if from.max(to) >= u64::from(users) || from == to {
+        if from.max(to) >= u64::from(users) || from == to || at_ns > AT_NS_MAX {
             return Err(bad(number + 1));
         }
         dues.push(Due { at_ns, from: from as u32, to: to as u32 });
+    }
+    if dues.is_empty() {
+        let why = format!("{}: no message is recorded there", path.display());
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, why));
     }
     Ok(dues)
 }

@@ -43,6 +43,8 @@ pub struct Findings {
     /// Sent and never answered; and those of them that are there, which breaks no promise either way.
     pub unknown: u64,
     pub unknown_kept: u64,
+    /// The file's last line is cut, and what it may have said was not checked.
+    pub is_cut: bool,
     /// The first few, in words.
     pub examples: Vec<String>,
 }
@@ -116,6 +118,7 @@ impl Findings {
         self.holes += other.holes;
         self.unknown += other.unknown;
         self.unknown_kept += other.unknown_kept;
+        self.is_cut |= other.is_cut;
         for example in other.examples {
             self.say(|| example);
         }
@@ -145,6 +148,11 @@ impl fmt::Display for Findings {
                 "\n{unknown} messages were sent and never answered: {unknown_kept} of them are there, {} are not, and neither \
                  breaks a promise.",
                 unknown - unknown_kept
+            )?;
+        }
+        if self.is_cut {
+            f.write_str(
+                "\nThe file's last line is cut, as when a run is killed or a disk is full: what it may have said was not checked.",
             )?;
         }
         Ok(())
@@ -232,13 +240,14 @@ pub fn verify(
     let target = Target::of(scenario)?;
     let tls = target.tls(scenario)?;
     let mut conversations: BTreeMap<String, Vec<Ack>> = BTreeMap::new();
-    for ack in acks::read(path)? {
+    let (acks, is_cut) = acks::read(path)?;
+    for ack in acks {
         conversations.entry(ack.conversation.clone()).or_default().push(ack);
     }
     let all: Vec<_> = conversations.into_iter().collect();
     let tokens = credentials.of_users(&all.iter().map(|(_, acks)| acks[0].sender).collect::<Vec<_>>())?;
     let share = all.len().div_ceil(threads.max(1)).max(1);
-    let mut findings = Findings::default();
+    let mut findings = Findings { is_cut, ..Findings::default() };
     std::thread::scope(|scope| {
         let check = |part: &[(String, Vec<Ack>)]| -> Result<Findings, VerifyError> {
             let mut client = HttpClient::new(&target, tls.clone());
@@ -360,6 +369,8 @@ mod tests {
         assert_eq!(compare("dm.1.2", &[unknown(0)], &[]).code(), 2, "what nobody promised is nothing to check");
         assert_eq!(compare("dm.1.2", &[ack(1, 0)], &[kept(1, 0)]).code(), 0);
         assert_eq!(compare("dm.1.2", &[ack(1, 0), unknown(1)], &[]).code(), 1);
+        let cut = Findings { is_cut: true, ..compare("dm.1.2", &[ack(1, 0)], &[kept(1, 0)]) };
+        assert!(cut.code() == 0 && cut.to_string().contains("last line is cut"), "it is said, and no error");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::scenario::{Proxy, Scenario};
 use crate::tally::Tally;
 use crate::target::Target;
 use crate::tls::{Session, Tls};
-use crate::traffic::{Due, Record, Share, Traffic, peer};
+use crate::traffic::{Due, Record, Recorded, Share, Traffic, peer};
 use crate::wheel::Wheel;
 
 mod ending;
@@ -45,7 +45,7 @@ pub(crate) struct Orders {
     pub tls: Option<Tls>,
     /// Its users; those who only talk among themselves are never split over threads.
     pub share: Share,
-    pub recorded: Option<Arc<Vec<Due>>>,
+    pub recorded: Option<Recorded>,
     pub record: Option<Record>,
     pub random: Random,
     pub acks: Option<AckWriter>,

@@ -287,6 +287,24 @@ fn two_phones_chat() {
     assert_eq!((counts.acked, counts.delivered, counts.cut), (20, 20, 0), "{counts:?}");
 }
 
+/// Nothing is lost between the two, both have it; what they have the server has not.
+#[test]
+fn a_server_that_forgets_what_clients_have_is_seen_when_they_come_back() {
+    let mut world = World::new();
+    for _ in 0..3 {
+        world.write(0);
+        world.pass(3);
+    }
+    world.cut(1);
+    world.pass(400);
+    assert_eq!((world.tally.counts.reopened, world.tally.counts.broken()), (1, 0));
+    world.log.truncate(1);
+    world.cut(1);
+    world.pass(400);
+    assert_eq!(world.harm(), [0; 4]);
+    assert_eq!((world.tally.counts.shrunk, world.tally.counts.broken()), (1, 1));
+}
+
 /// The schedule goes on while nothing is answered, and everything that fell due meanwhile counts from then.
 #[test]
 fn a_server_that_stalls_shows_in_the_tail() {

@@ -98,7 +98,10 @@ fn serve_one(stream: TcpStream, stop: &AtomicBool, silence_max: Duration) -> std
     reader.get_ref().set_read_timeout(None)?;
     let (pieces, waiting) = acks.then(|| bounded(PIECES_MAX)).unzip();
     let plan = Plan { scenario, credentials: Credentials::None, acks: None };
-    let engine = match Engine::start(&plan, Membership { tokens: Some(tokens), run: Some(run), abroad, acks: pieces }) {
+    let engine = match Engine::start(
+        &plan,
+        Membership { tokens: Some(tokens), run: Some(run), abroad, acks: pieces, recorded: None },
+    ) {
         Ok(engine) => engine,
         Err(error) => return coordinator.fail(&error),
     };

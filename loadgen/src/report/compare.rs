@@ -37,11 +37,7 @@ const MEASURES: [Measure; 19] = [
     Measure { name: "server memory a session", unit: "bytes", of: |run| run.memory.as_ref()?.server_bytes_per_session },
     Measure { name: "kernel memory a session", unit: "bytes", of: |run| run.memory.as_ref()?.kernel_bytes_per_session },
     Measure { name: "generator CPU", unit: "%", of: |run| Some(run.generator_cpu_percent) },
-    Measure {
-        name: "lost, doubled, reordered",
-        unit: "",
-        of: |run| Some((run.counts.lost + run.counts.doubled + run.counts.reordered) as f64),
-    },
+    Measure { name: "lost, doubled, reordered, forgotten", unit: "", of: |run| Some(run.counts.broken() as f64) },
 ];
 
 fn positive(value: f64) -> Option<f64> {

@@ -165,7 +165,13 @@ fn checks(run: &RunResult) -> Vec<Check> {
         })
         .collect();
     let counts = &run.counts;
-    for (name, value) in [("lost", counts.lost), ("doubled", counts.doubled), ("reordered", counts.reordered)] {
+    let broken = [
+        ("lost", counts.lost),
+        ("doubled", counts.doubled),
+        ("reordered", counts.reordered),
+        ("shrunk", counts.shrunk),
+    ];
+    for (name, value) in broken {
         let is_asked_for = run.thresholds.iter().any(|threshold| threshold.condition.split(' ').next() == Some(name));
         if !is_asked_for {
             checks.push(Check {
@@ -209,11 +215,11 @@ fn checks_of_all(label: &str, runs: &[&RunResult]) -> Vec<Check> {
             note: Some(format!("held in {held} of {} runs", same.len())),
         });
     }
-    let wrong = |run: &&RunResult| run.counts.lost + run.counts.doubled + run.counts.reordered;
+    let wrong = |run: &&RunResult| run.counts.broken();
     let most = runs.iter().map(wrong).max().unwrap_or(0);
     checks.push(Check {
         run: label.to_owned(),
-        condition: "nothing lost, doubled or reordered".to_owned(),
+        condition: "nothing lost, doubled, reordered or forgotten".to_owned(),
         measured: count(most),
         passed: most == 0,
         note: Some(format!("held in {} of {} runs", runs.iter().filter(|run| wrong(run) == 0).count(), runs.len())),

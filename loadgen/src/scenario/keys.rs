@@ -124,7 +124,7 @@ keys! {
     Traffic {
         /// Messages per second, over all users.
         rate: f64 = 100.0;
-        /// How long messages fall due.
+        /// How long messages fall due; what is replayed lasts as long as it did.
         duration: Span = Span::s(10);
         /// `poisson`, as of people who do not know of each other, or `constant`.
         arrivals: Arrivals = Arrivals::Poisson;
@@ -206,7 +206,7 @@ keys! {
 
     /// Some read slowly.
     SlowReaders {
-        /// The part of the users that does.
+        /// The part of the users that does; with `sessions.cross_share` only of those who talk on their own agent.
         share: f64 = 0.1;
         /// How fast.
         bytes_per_second: u32 = 1_000;

@@ -209,11 +209,18 @@ impl Scenario {
 
     /// How long messages fall due.
     pub fn duration(&self) -> Span {
+        if self.traffic.replay.is_some() {
+            // The record's own, as a run has found it.
+            return self.traffic.duration;
+        }
         Span(self.slopes().iter().map(|slope| std::time::Duration::from_nanos(slope.length_ns)).sum())
     }
 
     /// What the part of the run is called in which `since` the beginning lies.
     pub fn phase_name(&self, since: std::time::Duration) -> &str {
+        if since >= self.duration().0 {
+            return "answers";
+        }
         let mut end = std::time::Duration::ZERO;
         for phase in &self.phases {
             end += phase.duration.0;
@@ -221,7 +228,7 @@ impl Scenario {
                 return &phase.name;
             }
         }
-        if since < self.duration().0 { "messages" } else { "answers" }
+        "messages"
     }
 
     fn check(&self) -> Result<(), ScenarioError> {
