@@ -2,14 +2,6 @@
 
 use crate::server::cores;
 
-/// Processor time of the calling thread, the kernel's part included.
-pub fn own_thread_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the call fills a struct of its own.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-}
-
 /// Processor time of each thread of a process, by name; those of one name together.
 pub fn by_thread(process: u32) -> Vec<(String, u64)> {
     let mut times: Vec<(String, u64)> = Vec::new();

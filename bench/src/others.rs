@@ -2,10 +2,12 @@
 //! nanoseconds. docs/decisions/0014 says why it is counted so.
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use loadgen::process::cpu_ns;
 use serde::{Deserialize, Serialize};
 
+use crate::contest::FOREIGN_MAX;
 use crate::server::cores;
 
 /// Of the flags in `/proc/PID/stat`: a thread of the kernel.
@@ -120,22 +122,25 @@ impl Counted {
             is_kernel: field(6)? & IS_KERNEL_THREAD != 0,
             is_softirq: name.contains("(ksoftirqd/"),
             started: field(19)?,
-            own_ns: process_ns(id)?,
+            own_ns: cpu_ns(id)?,
             children_ns: (field(13)? + field(14)?) * TICK_NS,
         })
     }
 }
 
-/// Processor time of a process and of all its threads, those that ended too, in nanoseconds.
-pub fn process_ns(id: u32) -> Option<u64> {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: both calls fill values of their own.
-    let told = unsafe {
-        let mut clock = 0;
-        libc::clock_getcpuclockid(id as libc::pid_t, &raw mut clock) == 0
-            && libc::clock_gettime(clock, &raw mut time) == 0
-    };
-    told.then_some(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+/// Waits until nobody is busy but this process: a server that was measured before may still put things away. Where others
+/// do not rest, it gives up after a while: what they do then is counted.
+pub fn until_quiet() {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    const LOOK: Duration = Duration::from_millis(50);
+    let begun = Instant::now();
+    loop {
+        let before = Census::now();
+        std::thread::sleep(LOOK);
+        if Census::now().since(&before, &[]).others < FOREIGN_MAX / 2.0 || begun.elapsed() > PATIENCE {
+            return;
+        }
+    }
 }
 
 /// What a hypervisor kept from this machine so far, in nanoseconds. It comes in ticks of 10 ms, too coarse for anything
@@ -151,10 +156,9 @@ pub fn steal_ns() -> u64 {
 mod tests {
     use std::os::unix::process::CommandExt as _;
     use std::process::{Child, Command, Stdio};
-    use std::time::Duration;
 
     use super::*;
-    use crate::cpu::own_thread_ns;
+    use loadgen::process::thread_cpu_ns;
 
     /// Enough that nothing else is mistaken for it.
     const ENOUGH_NS: u64 = 300_000_000;
@@ -187,6 +191,18 @@ mod tests {
             }
             self.signal(libc::SIGSTOP);
             self.until_stopped();
+        }
+
+        /// Its first child, once that has used enough.
+        fn busy_child(&self) -> u32 {
+            let path = format!("/proc/{0}/task/{0}/children", self.id());
+            let child = || std::fs::read_to_string(&path).ok()?.split_whitespace().next()?.parse::<u32>().ok();
+            loop {
+                if let Some(child) = child().filter(|child| cpu_ns(*child) >= Some(ENOUGH_NS)) {
+                    return child;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
         }
 
         fn until_stopped(&self) {
@@ -243,14 +259,7 @@ mod tests {
     fn what_a_measured_server_starts_is_not_seen_either() {
         let before = Census::now();
         let server = Shell::start("sh -c 'while :; do :; done' & wait");
-        let child = || {
-            let path = format!("/proc/{0}/task/{0}/children", server.id());
-            std::fs::read_to_string(path).ok()?.split_whitespace().next()?.parse::<u32>().ok()
-        };
-        while child().and_then(process_ns).is_none_or(|ns| ns < ENOUGH_NS) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        let (child, now) = (child().unwrap(), Census::now());
+        let (child, now) = (server.busy_child(), Census::now());
         assert_eq!(of(child, &now.each_since(&before, &[server.id()])), None);
         assert!(of(child, &now.each_since(&before, &[])) >= Some(ENOUGH_NS));
         server.end();
@@ -259,8 +268,8 @@ mod tests {
     #[test]
     fn our_own_threads_are_not_seen() {
         let before = Census::now();
-        std::thread::spawn(|| while own_thread_ns() < ENOUGH_NS {}).join().unwrap();
-        assert!(process_ns(std::process::id()) >= Some(ENOUGH_NS));
+        std::thread::spawn(|| while thread_cpu_ns() < ENOUGH_NS {}).join().unwrap();
+        assert!(cpu_ns(std::process::id()) >= Some(ENOUGH_NS));
         assert_eq!(of(std::process::id(), &Census::now().each_since(&before, &[])), None);
     }
 
@@ -272,21 +281,14 @@ mod tests {
         let now = Census::now();
         let id = busy.id();
         let seen = of(id, &now.each_since(&before, &[]));
-        assert!(seen > process_ns(id), "more than its own");
+        assert!(seen > cpu_ns(id), "more than its own");
         assert_seen(seen, busy.end());
     }
 
     #[test]
     fn what_a_child_used_before_is_no_news_when_it_ends() {
         let parent = Shell::start("sh -c 'trap exit TERM; while :; do :; done' & wait; while :; do sleep 1; done");
-        let child = || {
-            let path = format!("/proc/{0}/task/{0}/children", parent.id());
-            std::fs::read_to_string(path).ok()?.split_whitespace().next()?.parse::<u32>().ok()
-        };
-        while child().and_then(process_ns).is_none_or(|ns| ns < ENOUGH_NS) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        let (spinning, before) = (child().unwrap(), Census::now());
+        let (spinning, before) = (parent.busy_child(), Census::now());
         // SAFETY: the call takes no pointers; the process is waited for by its parent, which is stopped by nobody.
         unsafe { libc::kill(spinning as libc::pid_t, libc::SIGTERM) };
         while Counted::now(parent.id()).unwrap().children_ns < ENOUGH_NS - COARSE_NS {

@@ -10,8 +10,6 @@ use std::time::{Duration, Instant};
 
 use loadgen::random::Random;
 
-use crate::others::process_ns;
-
 /// What went wrong, in words.
 pub type Trouble = Box<dyn std::error::Error + Send + Sync>;
 
@@ -178,7 +176,7 @@ impl Process {
 
 /// Processor time of all threads of a process, in nanoseconds, the kernel's part included.
 pub fn cpu_ns(process: u32) -> u64 {
-    process_ns(process).unwrap_or(0)
+    loadgen::process::cpu_ns(process).unwrap_or(0)
 }
 
 /// The same of a process and all that come from it, in nanoseconds; of those that have ended, as the kernel adds them up

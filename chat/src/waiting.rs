@@ -50,25 +50,25 @@ impl WaitingReads {
 
     /// Takes the reads that have waited for long enough.
     pub(crate) fn late(&mut self, now_ms: u64) -> Vec<Pull> {
-        let late: Vec<_> = self.reads.range(..(now_ms + 1, 0)).map(|(&place, _)| place).collect();
-        late.into_iter().map(|place| self.take(place)).collect()
+        let mut late = Vec::new();
+        while let Some((_, pull)) = self.reads.first_key_value().filter(|(place, _)| place.0 <= now_ms) {
+            late.extend(self.take(pull.conversation, |place, _| place.0 <= now_ms));
+        }
+        late
     }
 
     /// Takes those of a conversation's reads that are meant, in order.
     pub(crate) fn of(&mut self, conversation: ConversationId, is_meant: impl Fn(&Pull) -> bool) -> Vec<Pull> {
-        let Some(places) = self.places.get(&conversation) else { return Vec::new() };
-        let meant: Vec<_> = places.iter().filter(|place| is_meant(&self.reads[place])).copied().collect();
-        meant.into_iter().map(|place| self.take(place)).collect()
+        self.take(conversation, |_, pull| is_meant(pull))
     }
 
-    fn take(&mut self, place: Place) -> Pull {
-        let pull = self.reads.remove(&place).expect("a place that was just seen");
-        let places = self.places.get_mut(&pull.conversation).expect("each read has its place");
-        places.retain(|other| *other != place);
+    fn take(&mut self, conversation: ConversationId, is_over: impl Fn(Place, &Pull) -> bool) -> Vec<Pull> {
+        let (reads, Some(places)) = (&mut self.reads, self.places.get_mut(&conversation)) else { return Vec::new() };
+        let over: Vec<_> = places.extract_if(.., |place| is_over(*place, &reads[place])).collect();
         if places.is_empty() {
-            self.places.remove(&pull.conversation);
+            self.places.remove(&conversation);
         }
-        pull
+        over.iter().map(|place| reads.remove(place).expect("each place has its read")).collect()
     }
 
     /// When the next one has waited for long enough.

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use loadgen::process::thread_cpu_ns;
+
 use super::{Orders, keep};
 use crate::contest::{self, Sample};
-use crate::cpu::{own_thread_ns, pin};
+use crate::cpu::pin;
 use crate::crowd::Stretch;
 use crate::server::Trouble;
 
@@ -59,7 +61,7 @@ fn commit(file: &std::fs::File, length: Duration) -> Result<Sample, Trouble> {
     pin(0);
     let block = vec![b'x'; BYTES];
     let (mut commits, mut at, begun) = (0_u64, 0, Instant::now());
-    let (stretch, before) = (Stretch::of(&[]), own_thread_ns());
+    let (stretch, before) = (Stretch::of(&[]), thread_cpu_ns());
     while begun.elapsed() < length {
         file.write_all_at(&block, at)?;
         // SAFETY: the descriptor is the file's, which is open.
@@ -69,7 +71,7 @@ fn commit(file: &std::fs::File, length: Duration) -> Result<Sample, Trouble> {
         commits += 1;
         at = (at + BYTES as u64) % FILE_BYTES;
     }
-    let us = (own_thread_ns() - before) as f64 / commits as f64 / 1e3;
+    let us = (thread_cpu_ns() - before) as f64 / commits as f64 / 1e3;
     let spent = stretch.end();
     pin(1);
     Ok(Sample { us, ..Sample::of(&spent, commits) })

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::calls::Calls;
 use crate::contest::Sample;
 use crate::crowd::{Crowd, Deadline, News, Outbox, Stretch, to_one};
+use crate::others::until_quiet;
 use crate::server::{Process, Trouble};
 
 /// Two ends that talk; the even connection of a pair sends, the odd one reads.
@@ -37,6 +38,8 @@ pub fn talk_counted(
     measure: Duration,
     calls: Option<&Calls>,
 ) -> Result<Sample, Trouble> {
+    // The other side's server may still be at work for what it was asked before.
+    until_quiet();
     let calls_so_far = || calls.map_or(Ok(0), Calls::so_far);
     let pairs = crowd.len() / 2;
     for pair in 0..pairs {

@@ -47,7 +47,10 @@ pub(super) fn run(orders: &Orders, peers: &Peers) -> Result<(), Trouble> {
     result["connections"] = connections.into();
     result["peers"] = peers.to_json();
     result["did_not_start"] = failed.into();
-    let command = format!("cargo run --release -p bench -- peers echo --connections {connections}");
+    let (rounds, seconds) = (orders.rounds, orders.seconds);
+    let command = format!(
+        "cargo run --release -p bench -- peers echo --connections {connections} --rounds {rounds} --seconds {seconds}"
+    );
     println!("{}", save(&format!("peers-echo-{connections}"), echo::METHOD, &command, result)?.display());
     Ok(())
 }

@@ -3,7 +3,8 @@
 use std::io::{BufRead as _, Write as _};
 use std::net::SocketAddr;
 
-use crate::cpu::own_thread_ns;
+use loadgen::process::thread_cpu_ns;
+
 use crate::raw::{RawRing, Request, for_ever};
 use crate::server::Trouble;
 
@@ -32,7 +33,7 @@ pub fn serve(address: SocketAddr, connections: u32) -> Result<(), Trouble> {
         let (merge, passes) = line.split_once(' ').ok_or("MERGE PASSES")?;
         let (merge, passes): (u32, u32) = (merge.parse()?, passes.parse()?);
         let nothing = for_ever((merge * MESSAGE_BYTES) as usize);
-        let before = own_thread_ns();
+        let before = thread_cpu_ns();
         for _ in 0..passes {
             for &slot in &slots {
                 ring.send(slot, nothing, merge * MESSAGE_BYTES, 0)?;
@@ -49,7 +50,7 @@ pub fn serve(address: SocketAddr, connections: u32) -> Result<(), Trouble> {
                 }
             }
         }
-        println!("{}", own_thread_ns() - before);
+        println!("{}", thread_cpu_ns() - before);
         std::io::stdout().flush()?;
     }
     Ok(())
