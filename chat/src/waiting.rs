@@ -52,17 +52,19 @@ impl WaitingReads {
     pub(crate) fn late(&mut self, now_ms: u64) -> Vec<Pull> {
         let mut late = Vec::new();
         while let Some((_, pull)) = self.reads.first_key_value().filter(|(place, _)| place.0 <= now_ms) {
-            late.extend(self.take(pull.conversation, |place, _| place.0 <= now_ms));
+            late.extend(self.take(pull.conversation, &|place, _| place.0 <= now_ms));
         }
         late
     }
 
     /// Takes those of a conversation's reads that are meant, in order.
     pub(crate) fn of(&mut self, conversation: ConversationId, is_meant: impl Fn(&Pull) -> bool) -> Vec<Pull> {
-        self.take(conversation, |_, pull| is_meant(pull))
+        self.take(conversation, &|_, pull| is_meant(pull))
     }
 
-    fn take(&mut self, conversation: ConversationId, is_over: impl Fn(Place, &Pull) -> bool) -> Vec<Pull> {
+    /// Seldom, and once for all callers: what is always asked for stays small.
+    #[cold]
+    fn take(&mut self, conversation: ConversationId, is_over: &dyn Fn(Place, &Pull) -> bool) -> Vec<Pull> {
         let (reads, Some(places)) = (&mut self.reads, self.places.get_mut(&conversation)) else { return Vec::new() };
         let over: Vec<_> = places.extract_if(.., |place| is_over(*place, &reads[place])).collect();
         if places.is_empty() {
